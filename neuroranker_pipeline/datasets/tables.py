@@ -1,0 +1,83 @@
+"""The tables that pass between the parts: their schemas, and reading and writing them as Parquet folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from neuroranker_pipeline.errors import BadInput
+
+SPLITS = ("train", "dev", "gate", "test")
+
+PASSAGES = pa.schema([("pid", pa.string()), ("text", pa.string())])
+QUERIES = pa.schema([("qid", pa.string()), ("text", pa.string()), ("split", pa.string())])
+QRELS = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("grade", pa.int32()), ("split", pa.string())])
+CANDIDATES = pa.schema(
+    [("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
+)
+SCORES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())])
+
+ROWS_PER_FILE = 500_000
+
+
+def write_table(
+    folder: Path,
+    data: pa.Table | Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    rows_per_file: int = ROWS_PER_FILE,
+) -> int:
+    """Write ``data`` as ``part-00000.parquet``, ... (zstd) in ``folder``; returns the number of rows.
+
+    Streams: memory is bounded by one batch. An empty input still writes one file, so that the schema is readable.
+    """
+    batches: Iterator[pa.RecordBatch] = iter(data.to_batches() if isinstance(data, pa.Table) else data)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, part, in_file = 0, 0, 0
+    writer = pq.ParquetWriter(folder / f"part-{part:05d}.parquet", schema, compression="zstd")
+    try:
+        for batch in batches:
+            if in_file >= rows_per_file:
+                writer.close()
+                part, in_file = part + 1, 0
+                writer = pq.ParquetWriter(folder / f"part-{part:05d}.parquet", schema, compression="zstd")
+            writer.write_batch(batch.cast(schema))
+            in_file += batch.num_rows
+            rows += batch.num_rows
+    finally:
+        writer.close()
+    return rows
+
+
+def read_table(folders: Path | Sequence[Path], columns: list[str] | None = None) -> pa.Table:
+    """Read the Parquet files of one folder, or of several in the given order, as one table.
+
+    Raises ``BadInput`` when a folder holds no Parquet file.
+    """
+    return pa.concat_tables(ds.dataset(parquet_files(f)).to_table(columns=columns) for f in _listed(folders))
+
+
+def read_batches(folder: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Stream the Parquet files of a folder in file order."""
+    for file in parquet_files(folder):
+        yield from pq.ParquetFile(file).iter_batches(columns=columns)
+
+
+def count_rows(folder: Path) -> int:
+    """Rows in a Parquet folder, read from the file footers alone."""
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in parquet_files(folder))
+
+
+def parquet_files(folder: Path) -> list[str]:
+    """The folder's Parquet files in name order; raises ``BadInput`` when there is none."""
+    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    if not files:
+        raise BadInput(f"{folder}: no Parquet file here; run the asset that writes it first")
+    return files
+
+
+def _listed(folders: Path | Sequence[Path]) -> Sequence[Path]:
+    return [folders] if isinstance(folders, Path) else folders

@@ -1,0 +1,1 @@
+"""From a trained student to ONNX, and to int8."""

@@ -1,0 +1,1 @@
+"""Teacher and student: models, losses, batching, the training loop and scoring."""

@@ -1,0 +1,1 @@
+"""First-stage retrieval: BM25 over a Lucene index, through Pyserini."""

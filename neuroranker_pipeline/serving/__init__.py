@@ -1,0 +1,1 @@
+"""The re-ranking service and its Bento."""
