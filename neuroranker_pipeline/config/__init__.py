@@ -1,0 +1,1 @@
+"""Typed settings, and the profiles that fill them."""

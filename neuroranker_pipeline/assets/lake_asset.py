@@ -1,0 +1,274 @@
+"""How a folder of the lake becomes a Dagster asset.
+
+An asset body is a function of a :class:`Step`: it reads its inputs, calls domain code and records figures and checks. What
+it is made from is declared once, on the decorator, and serves Dagster (dependencies, partitions, checks, pools) and the
+planner (fingerprints) alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import dagster as dg
+
+from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.checks.rule import Rule
+from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.orchestration.partitions import Shards, shard_keys, train_shards
+from neuroranker_pipeline.resources.lake import Draft, label
+from neuroranker_pipeline.resources.manifest import Manifest, fingerprint
+from neuroranker_pipeline.resources.metrics import Figure, RunRecord
+from neuroranker_pipeline.resources.workspace import Workspace
+
+RAW_DATASET = "raw_dataset"
+
+# Run tags that a run queue can match; a GPU step goes before the rest and may not hang for ever.
+GPU_TAGS = {"neuroranker/device": "gpu", "dagster/priority": "1", "dagster/max_runtime": str(12 * 3600)}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """An input, and which of its shards: the step's own, all, those that training reads, those that training and
+    choosing read, one split by name, or None for an input without partitions."""
+
+    asset: LakeAsset
+    shards: Literal["own", "all", "train", "train+dev", "dev", "gate", "test"] | None = None
+
+    def keys(self, settings: Settings, own: str | None) -> list[str | None]:
+        match self.shards:
+            case None:
+                return [None]
+            case "own":
+                return [own]
+            case "all":
+                return self.asset.partitions(settings)
+            case "train":
+                return list(train_shards(settings))
+            case "train+dev":
+                return [*train_shards(settings), "dev"]
+            case split:
+                return [split]
+
+    def to_dagster(self, settings: Settings) -> dg.AssetDep:
+        match self.shards:
+            case None:
+                return dg.AssetDep(self.asset.name)
+            case "own":
+                return dg.AssetDep(self.asset.name, partition_mapping=dg.IdentityPartitionMapping())
+            case "all":
+                return dg.AssetDep(self.asset.name, partition_mapping=dg.AllPartitionMapping())
+        keys = [key for key in self.keys(settings, None) if key is not None]
+        return dg.AssetDep(self.asset.name, partition_mapping=dg.SpecificPartitionsPartitionMapping(keys))
+
+
+@dataclass(frozen=True)
+class LakeAsset:
+    """A declared asset; :meth:`to_dagster` makes Dagster's definition for one profile."""
+
+    name: str
+    body: Callable[[Step], None]
+    group: str
+    kinds: frozenset[str]
+    needs: tuple[Needs, ...]
+    from_source: bool
+    settings: tuple[str, ...]
+    shards: Shards | None
+    checks: tuple[Rule[...], ...]
+    pool: str | None
+    code_version: str
+    by_content: bool
+
+    def partitions(self, settings: Settings) -> list[str | None]:
+        return [None] if self.shards is None else list(shard_keys(self.shards, settings))
+
+    def inputs(self, settings: Settings, partition: str | None) -> list[tuple[str, str | None]]:
+        """The (asset, partition) pairs of the lake that one run reads, in declared order."""
+        return [(need.asset.name, key) for need in self.needs for key in need.keys(settings, partition)]
+
+    def used_settings(self, settings: Settings) -> dict[str, Any]:
+        """The settings that this asset depends on, by dotted name."""
+        return {name: _plain(_lookup(settings, name)) for name in self.settings}
+
+    def fingerprint(
+        self, workspace: Workspace, partition: str | None
+    ) -> tuple[str, dict[str, Manifest], dict[str, str]]:
+        """What a run now would be made from: the fingerprint, the inputs' manifests and data versions, by label.
+
+        Raises ``NotReady`` when an input is missing or failed a blocking check.
+        """
+        manifests: dict[str, Manifest] = {}
+        versions: dict[str, str] = {}
+        if self.from_source:
+            versions[RAW_DATASET] = workspace.source.digest()
+        for asset, key in self.inputs(workspace.settings, partition):
+            manifests[label(asset, key)] = manifest = workspace.lake.usable(asset, key)
+            versions[label(asset, key)] = manifest.data_version
+        return (
+            fingerprint(self.code_version, self.used_settings(workspace.settings), versions),
+            manifests,
+            versions,
+        )
+
+    def to_dagster(self, settings: Settings) -> dg.AssetsDefinition:
+        @dg.asset(
+            name=self.name,
+            group_name=self.group,
+            kinds=set(self.kinds),
+            description=self.body.__doc__,
+            deps=[
+                *([RAW_DATASET] if self.from_source else []),
+                *(need.to_dagster(settings) for need in self.needs),
+            ],
+            partitions_def=dg.StaticPartitionsDefinition(shard_keys(self.shards, settings)) if self.shards else None,
+            check_specs=[
+                dg.AssetCheckSpec(rule.name, asset=self.name, description=rule.description, blocking=True)
+                for rule in self.checks
+            ],
+            pool=self.pool,
+            op_tags=GPU_TAGS if self.pool == "gpu" else None,
+            code_version=self.code_version,
+            metadata={"settings": dg.MetadataValue.json(self.used_settings(settings))},
+            owners=["team:neuroranker"],
+        )
+        def definition(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+            return self.run(context, workspace)
+
+        return definition
+
+    def run(self, context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+        """One materialization: publish what the body writes, append the run's metrics, answer Dagster."""
+        partition = context.partition_key if context.has_partition_key else None
+        if (partition is None) != (self.shards is None):
+            raise BadInput(f"{self.name} is made one partition at a time: choose a partition key")
+        started, clock = datetime.now(UTC), time.perf_counter()
+        digest, manifests, versions = self.fingerprint(workspace, partition)
+        with workspace.lake.publish(
+            self.name,
+            partition,
+            fingerprint=digest,
+            code_version=self.code_version,
+            settings=self.used_settings(workspace.settings),
+            inputs=versions,
+            run_id=context.run_id,
+            by_content=self.by_content,
+        ) as draft:
+            step = Step(workspace, partition, manifests, draft, context.log)
+            self.body(step)
+            self._demand_checks(draft)
+        manifest = draft.manifest
+        assert manifest is not None
+        seconds = time.perf_counter() - clock
+        workspace.metrics.append(
+            RunRecord(
+                run_id=context.run_id,
+                profile=workspace.settings.profile,
+                asset=self.name,
+                partition=partition,
+                code_version=self.code_version,
+                data_version=manifest.data_version,
+                fingerprint=digest,
+                started_at=started,
+                wall_seconds=seconds,
+                rows=draft.rows,
+                device=step.device,
+                checks_passed=not manifest.failed_checks,
+                figures=(*(Figure(name, value) for name, value in draft.figures.items()), *step.curves),
+            )
+        )
+        return self._answer(manifest, step, seconds, workspace)
+
+    def _demand_checks(self, draft: Draft) -> None:
+        missing = {rule.name for rule in self.checks} - {check.name for check in draft.checks}
+        if missing:
+            raise RuntimeError(f"{self.name} declares checks that its body did not run: {', '.join(sorted(missing))}")
+
+    def _answer(self, manifest: Manifest, step: Step, seconds: float, workspace: Workspace) -> dg.MaterializeResult:
+        size = sum(int(entry["bytes"]) for entry in manifest.files.values())
+        metadata: dict[str, Any] = {
+            "seconds": round(seconds, 1),
+            "megabytes": round(size / 1e6, 2),
+            "files": len(manifest.files),
+            "version": manifest.version,
+            "fingerprint": manifest.fingerprint,
+            **manifest.figures,
+            **step.metadata,
+        }
+        if manifest.rows is not None:
+            metadata["dagster/row_count"] = manifest.rows
+        if workspace.lake.is_local:
+            metadata["path"] = dg.MetadataValue.path(str(workspace.lake.open(manifest)))
+        return dg.MaterializeResult(
+            metadata=metadata,
+            data_version=dg.DataVersion(manifest.data_version),
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=check.name,
+                    passed=check.passed,
+                    description=check.description,
+                    metadata=dict(check.metadata),
+                )
+                for check in manifest.checks
+            ],
+        )
+
+
+def lake_asset(
+    *,
+    group: str,
+    kinds: set[str],
+    needs: Sequence[Needs | LakeAsset] = (),
+    from_source: bool = False,
+    settings: Sequence[str] = (),
+    shards: Shards | None = None,
+    checks: Sequence[Rule[...]] = (),
+    pool: str | None = None,
+    code_version: str = "1",
+    by_content: bool = True,
+) -> Callable[[Callable[[Step], None]], LakeAsset]:
+    """Declare an asset whose body is the decorated function.
+
+    ``needs`` are its inputs; ``from_source`` says that it reads the raw data. ``settings`` are dotted names of the
+    settings it uses: a change of any other leaves it fresh. ``by_content`` as in :meth:`Lake.publish`. Raise
+    ``code_version`` when the same inputs now give another result.
+    """
+
+    def declare(body: Callable[[Step], None]) -> LakeAsset:
+        return LakeAsset(
+            name=body.__name__,
+            body=body,
+            group=group,
+            kinds=frozenset(kinds),
+            needs=tuple(need if isinstance(need, Needs) else Needs(need) for need in needs),
+            from_source=from_source,
+            settings=tuple(settings),
+            shards=shards,
+            checks=tuple(checks),
+            pool=pool,
+            code_version=code_version,
+            by_content=by_content,
+        )
+
+    return declare
+
+
+def _lookup(settings: Settings, name: str) -> Any:
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it, so that a fingerprint read back equals the one computed."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,95 @@
+"""What an asset body is given: its inputs, where to write, and where to record what it saw."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.source import Source
+from neuroranker_pipeline.progress import Progress, silent
+from neuroranker_pipeline.resources.lake import Draft, label
+from neuroranker_pipeline.resources.manifest import Check, Manifest
+from neuroranker_pipeline.resources.metrics import Figure, history_figures
+from neuroranker_pipeline.resources.workspace import Workspace
+
+# Where the command line hears of progress; in the Dagster UI only the log does.
+listener: ContextVar[Progress] = ContextVar("listener", default=silent)
+
+SECONDS_BETWEEN_LOG_LINES = 10.0
+
+
+class Step:
+    """One run of one asset (and partition)."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        partition: str | None,
+        inputs: Mapping[str, Manifest],
+        draft: Draft,
+        log: logging.Logger,
+    ):
+        self.settings: Settings = workspace.settings
+        self.partition = partition
+        self.out: Path = draft.path
+        self.work: Path = draft.work
+        self.metadata: dict[str, Any] = {}
+        self.curves: list[Figure] = []
+        self.device = "cpu"
+        self._workspace = workspace
+        self._inputs = inputs
+        self._draft = draft
+        self._log = log
+        self._last_line = 0.0
+
+    @property
+    def source(self) -> Source:
+        return self._workspace.source
+
+    def read(self, asset: str, partition: str | None = None) -> Path:
+        """The folder of one declared input, by default without a partition or with this step's own."""
+        for key in (partition, self.partition):
+            if (manifest := self._inputs.get(label(asset, key))) is not None:
+                return self._workspace.lake.open(manifest)
+        return self._workspace.lake.open(self._inputs[asset])
+
+    def read_all(self, asset: str) -> list[Path]:
+        """The folders of all declared shards of an input, in shard order."""
+        return [self._workspace.lake.open(m) for m in self._inputs.values() if m.asset == asset]
+
+    def manifest(self, asset: str) -> Manifest:
+        """The manifest of a declared input without partitions."""
+        return self._inputs[asset]
+
+    def record(self, rows: int | None = None, **figures: float) -> None:
+        """Keep figures in the manifest, the run metrics and the UI; ``rows`` is the artifact's number of rows."""
+        self._draft.rows = rows if rows is not None else self._draft.rows
+        self._draft.figures.update({name: float(value) for name, value in figures.items()})
+
+    def curve(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a training history (rows with ``step`` and figures) in the run metrics."""
+        self.curves.extend(history_figures(history))
+
+    def show(self, name: str, markdown: str) -> None:
+        """Show Markdown in the UI, beside the materialization."""
+        self.metadata[name] = dg.MetadataValue.md(markdown)
+
+    def check(self, outcome: Check) -> None:
+        self._draft.checks.append(outcome)
+        if not outcome.passed:
+            self._log.error(f"{outcome.name} failed: {outcome.description} {dict(outcome.metadata)}")
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Pass progress on to whoever listens, and to Dagster's log every ten seconds."""
+        listener.get()(label, done, total)
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
+            self._last_line = now
+            self._log.info(f"{label}: {done:,} of {total:,}" if total else f"{label}: {done:,}")

@@ -1,0 +1,168 @@
+"""The ``neuroranker`` command. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neuroranker_pipeline import __version__
+from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
+
+if TYPE_CHECKING:
+    from neuroranker_pipeline.resources.workspace import Workspace
+
+
+class _Group(click.Group):
+    """Turns an expected error into one line and exit status 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except NeuroRankerError as error:
+            raise click.ClickException(str(error)) from None
+        except BrokenPipeError:  # `neuroranker metrics ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Train, measure, package and try a neural re-ranker over a collection of passages."""
+
+
+def _workspace_options(command: Any) -> Any:
+    """``--profile``, ``--lake`` and ``--set``, handed to the command as one workspace."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one setting, for example student.learning_rate=2e-5. May be repeated.",
+    )(command)
+    command = click.option(
+        "--lake",
+        metavar="FOLDER|URL",
+        help="Where artifacts are kept.  [default: $NEURORANKER_LAKE or data_lake]",
+    )(command)
+    return click.option(
+        "--profile",
+        "-p",
+        metavar="NAME|FILE.yaml",
+        help="Which settings to use.  [default: $NEURORANKER_PROFILE or quickstart]",
+    )(command)
+
+
+def _workspace(profile: str | None, lake: str | None, overrides: tuple[str, ...]) -> Workspace:
+    from neuroranker_pipeline.resources.workspace import Workspace, default_lake, default_profile
+
+    workspace = Workspace(
+        profile=profile or default_profile(), lake_root=lake or default_lake(), overrides=list(overrides)
+    )
+    _ = workspace.settings  # a bad profile is refused before anything starts
+    return workspace
+
+
+@main.command()
+@_workspace_options
+@click.option("--select", metavar="KEYS", help="Comma-separated assets to bring up to date, with all they need.")
+def run(profile: str | None, lake: str | None, overrides: tuple[str, ...], select: str | None) -> None:
+    """Bring the asset graph up to date: what is missing or stale is made, the rest is left alone."""
+    from neuroranker_pipeline.console import run_with_progress, show_results
+
+    workspace = _workspace(profile, lake, overrides)
+    names = [name.strip() for name in (select or "").split(",") if name.strip()]
+    run_with_progress(workspace, names)
+    if not names:
+        show_results(workspace)
+
+
+@main.command()
+@_workspace_options
+@click.option("--open", "open_page", is_flag=True, help="Open the HTML report in a browser.")
+def report(profile: str | None, lake: str | None, overrides: tuple[str, ...], open_page: bool) -> None:
+    """Show how every ranker did on the test split, and where the whole report is."""
+    from neuroranker_pipeline.console import show_results
+
+    page = show_results(_workspace(profile, lake, overrides))
+    if open_page and click.launch(page.as_uri()) != 0:
+        raise NotReady(f"no browser could be started here: open {page}")
+
+
+@main.command()
+@_workspace_options
+@click.argument("question")
+@click.option("-k", "count", type=click.IntRange(1, 100), default=10, show_default=True, help="How many passages.")
+def search(profile: str | None, lake: str | None, overrides: tuple[str, ...], question: str, count: int) -> None:
+    """Search the collection: BM25's candidates, re-ranked by the int8 student."""
+    from neuroranker_pipeline.console import show_hits
+    from neuroranker_pipeline.orchestration.search import open_search
+
+    if not question.strip():
+        raise BadInput("QUESTION is empty: type a question, for example neuroranker search 'cumulative sum'")
+    show_hits(question, open_search(_workspace(profile, lake, overrides))(question, count))
+
+
+@main.command()
+@_workspace_options
+@click.argument("sql", required=False)
+def metrics(profile: str | None, lake: str | None, overrides: tuple[str, ...], sql: str | None) -> None:
+    """Ask DuckDB about run metrics; without SQL, show the last run of every asset."""
+    from neuroranker_pipeline.console import show_metrics
+
+    show_metrics(_workspace(profile, lake, overrides).metrics, sql)
+
+
+@main.command()
+@click.option("--model", required=True, metavar="DIR|NAME", help="Teacher, student or ONNX folder, or a model's name.")
+@click.option("--queries", required=True, type=click.Path(path_type=Path), metavar="Q.tsv", help="qid<TAB>text")
+@click.option(
+    "--passages",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="P.tsv|DIR",
+    help="pid<TAB>text as .tsv, .tsv.gz or .tar.gz, or a folder of Parquet.",
+)
+@click.option("--run", "run_file", required=True, type=click.Path(path_type=Path), metavar="IN.trec")
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="OUT.trec")
+@click.option("--qrels", type=click.Path(path_type=Path), metavar="QRELS", help="Also print measures before and after.")
+def rerank(model: str, queries: Path, passages: Path, run_file: Path, output: Path, qrels: Path | None) -> None:
+    """Re-rank a TREC run with any model."""
+    from neuroranker_pipeline.console import rerank_run
+
+    rerank_run(model, queries, passages, run_file, output, qrels)
+
+
+@main.command()
+@_workspace_options
+@click.option("--port", type=int, default=3000, show_default=True)
+def dev(profile: str | None, lake: str | None, overrides: tuple[str, ...], port: int) -> None:
+    """Open the Dagster UI on the profile's persistent instance."""
+    from neuroranker_pipeline.orchestration.instance import dagster_home
+    from neuroranker_pipeline.resources.workspace import LAKE_VARIABLE, PROFILE_VARIABLE
+
+    if overrides:
+        raise BadInput("--set does not reach the UI: write the change into a profile file, and name it with --profile")
+    workspace = _workspace(profile, lake, ())
+    os.environ["DAGSTER_HOME"] = str(dagster_home(workspace))
+    os.environ[PROFILE_VARIABLE] = workspace.profile
+    os.environ[LAKE_VARIABLE] = workspace.lake_root
+    python = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "neuroranker_pipeline.definitions",
+        "-p",
+        str(port),
+    ]
+    os.execv(sys.executable, python)
+
+
+if __name__ == "__main__":
+    main()

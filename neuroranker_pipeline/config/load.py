@@ -1,0 +1,117 @@
+"""From a profile's YAML to validated settings, with errors that name the file, the key and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+import yaml
+
+from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.errors import BadInput
+
+PROFILES = Path(__file__).with_name("profiles")
+_ADAPTER = pydantic.TypeAdapter(Settings)
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with the package."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_settings(profile: str, overrides: Sequence[str] = ()) -> Settings:
+    """Settings of a profile: a name that comes with the package, or the path of a YAML file.
+
+    A file may begin with ``extends: NAME|FILE`` and then gives only what differs. ``overrides`` are ``key.path=value``
+    strings that win over the file; values are YAML. Raises ``BadInput``.
+    """
+    path = _profile_path(profile)
+    values = _read(path, seen=())
+    for override in overrides:
+        _apply(values, override)
+    source = f"{path}" + (f" with {', '.join(overrides)}" if overrides else "")
+    try:
+        return _ADAPTER.validate_python({**values, "profile": path.stem})
+    except pydantic.ValidationError as error:
+        problems = "; ".join(_describe(e) for e in error.errors())
+        raise BadInput(f"{source}: {problems}") from None
+
+
+def _profile_path(profile: str) -> Path:
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    packaged = PROFILES / f"{profile}.yaml"
+    if not packaged.is_file():
+        raise BadInput(
+            f"profile {profile!r} is unknown: expected one of {', '.join(profile_names())}, or the path of a .yaml file"
+        )
+    return packaged
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise BadInput(f"{path}: extends itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such profile file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    base = _profile_path(str(parent))
+    base = base if base.is_absolute() else path.parent / base
+    return _merge(_read(base, (*seen, path.resolve())), values)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, found, text = override.partition("=")
+    if not found or not key:
+        raise BadInput(f"--set {override}: expected KEY=VALUE, for example student.learning_rate=2e-5")
+    *parents, leaf = key.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise BadInput(f"--set {override}: {name} is a value, not a group of settings")
+    try:
+        values[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {override}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _describe(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{key}: unknown key{_suggestion(error['loc'])}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":  # from __post_init__, which names the field itself
+        return f"{key}.{message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    """The nearest known key, or all known keys, at the place of an unknown one."""
+    kind: Any = Settings
+    for part in loc[:-1]:
+        kind = get_type_hints(kind).get(str(part)) if is_dataclass(kind) else None
+    known = sorted(field.name for field in fields(kind)) if is_dataclass(kind) else []
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known keys: {', '.join(known)}" if known else ""

@@ -1,0 +1,212 @@
+"""What the command line shows while it works and when it is done."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from neuroranker_pipeline.errors import BadInput, NotReady
+
+if TYPE_CHECKING:
+    from neuroranker_pipeline.orchestration.planner import Outcome
+    from neuroranker_pipeline.orchestration.search import Hit
+    from neuroranker_pipeline.resources.metrics import MetricsStore
+    from neuroranker_pipeline.resources.workspace import Workspace
+
+console = Console(highlight=False)
+
+SECONDS_BETWEEN_LINES = 15.0  # of progress, where the output is not a terminal
+
+
+class _Narrator:
+    """Tells how far the running step has come: in place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.step = ""
+        self._last = time.monotonic()
+        self._status = console.status("") if console.is_terminal else None
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        count = f"{done:,} of {total:,}" if total else f"{done:,}"
+        now = time.monotonic()
+        if self._status is not None:
+            self._status.update(f"{self.step}: {escape(label)} {count}")
+        elif now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            console.print(f"    {self.step}: {escape(label)} {count}")
+
+    def begin(self, step: str) -> None:
+        self.step, self._last = step, time.monotonic()
+        if self._status is not None:
+            self._status.update(step)
+            self._status.start()
+
+    def end(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+@contextmanager
+def _one_at_a_time(workspace: Workspace) -> Iterator[None]:
+    from neuroranker_pipeline.resources.locks import held_lock
+
+    with held_lock(workspace.lake.scratch / "run.lock", f"profile {workspace.settings.profile} is being run"):
+        yield
+
+
+def run_with_progress(workspace: Workspace, names: Sequence[str]) -> None:
+    """Bring the named assets (all, when none is named) up to date, a line for each."""
+    from neuroranker_pipeline.assets.step import listener
+    from neuroranker_pipeline.orchestration.instance import open_instance
+    from neuroranker_pipeline.orchestration.planner import Outcome, bring_up_to_date, selected
+
+    assets = selected(names)
+    narrator = _Narrator()
+    ran, started = 0, time.perf_counter()
+    with _one_at_a_time(workspace), open_instance(workspace) as instance:
+        token = listener.set(narrator)
+        try:
+            for event in bring_up_to_date(assets, workspace, instance):
+                if isinstance(event, Outcome):
+                    narrator.end()
+                    console.print(_outcome_line(event))
+                    ran += event.ran
+                else:
+                    narrator.begin(event.name)
+        finally:
+            narrator.end()
+            listener.reset(token)
+    seconds = time.perf_counter() - started
+    console.print(f"{ran} steps run, the rest was up to date; {seconds / 60:.1f} minutes.")
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    from neuroranker_pipeline.resources.lake import label
+
+    name = escape(label(outcome.asset, outcome.partition)).ljust(32)
+    rows = "" if outcome.manifest.rows is None else f"{outcome.manifest.rows:,} rows"
+    if not outcome.ran:
+        return f"[dim]  = {name} {rows:>16}   up to date[/dim]"
+    return f"[green]  ✓[/green] {name} {rows:>16} {outcome.seconds:8.1f} s"
+
+
+def show_results(workspace: Workspace) -> Path:
+    """The table of rankers and the commands to try next; returns the HTML report's path."""
+    from neuroranker_pipeline.evaluation.report import render_table
+
+    folder = workspace.lake.read("eval_report")
+    console.print()
+    console.print(render_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
+    page = folder / "report.html"
+    console.print(f"\nThe whole report: {page}", soft_wrap=True)
+    if workspace.lake.manifest("ranker_bento") is not None:
+        options = "" if workspace.profile == "quickstart" else f" --profile {workspace.profile}"
+        name = workspace.settings.bento.name
+        console.print(
+            "\nTry next:\n"
+            f'  neuroranker search{options} "how do I compute a cumulative sum"\n'
+            f"  bentoml serve {name}:latest --port 8000\n"
+            "  curl -X POST http://localhost:8000/rerank -H 'Content-Type: application/json' \\\n"
+            '    -d \'{"query": "what is a neural ranking model", "texts": ["Neural ranking models learn to order '
+            'documents given a query.", "Inverse propensity scoring reweights clicks."]}\'\n'
+            f'  neuroranker metrics{options} "SELECT asset, wall_seconds FROM materializations"\n'
+            f"  neuroranker dev{options}      # the Dagster UI",
+            soft_wrap=True,
+            markup=False,
+        )
+    return page
+
+
+def show_hits(question: str, hits: Sequence[Hit]) -> None:
+    """Search results: the final rank, BM25's beside it, the passage's id and how it begins."""
+    if not hits:
+        console.print(f"Nothing in the collection shares a word with: {question}", markup=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name, align in (
+        ("rank", "right"),
+        ("BM25", "right"),
+        ("score", "right"),
+        ("pid", "left"),
+        ("text", "left"),
+    ):
+        table.add_column(name, justify=align, no_wrap=name != "pid", overflow="fold" if name == "pid" else "ellipsis")  # type: ignore[arg-type]
+    for hit in hits:
+        text = " ".join(hit.text.split())
+        table.add_row(str(hit.rank), str(hit.bm25_rank), f"{hit.score:.3f}", escape(hit.pid), escape(text[:200]))
+    console.print(table)
+
+
+LAST_RUNS = """
+SELECT asset, partition, started_at, round(wall_seconds, 1) AS seconds, rows, device, checks_passed
+FROM latest ORDER BY started_at
+"""
+
+
+def show_metrics(store: MetricsStore, sql: str | None) -> None:
+    """The answer to a query over the run metrics, as a table (tab-separated where the output is not a terminal)."""
+    columns, rows = store.query(sql or LAST_RUNS)
+    if not console.is_terminal:
+        sys.stdout.write("\n".join("\t".join(map(str, row)) for row in [columns, *rows]) + "\n")
+        return
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
+    console.print(table)
+
+
+def rerank_run(model: str, queries: Path, passages: Path, run_file: Path, output: Path, qrels: Path | None) -> None:
+    """Re-rank a TREC run and write the result; with judgments, print measures before and after."""
+    from neuroranker_pipeline.datasets.trec import read_qrels, read_run, write_run
+    from neuroranker_pipeline.datasets.tsv import read_passages, read_queries_tsv
+    from neuroranker_pipeline.evaluation.measures import mean_measures
+    from neuroranker_pipeline.ranking.rerank import load_ranker
+
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise BadInput(f"--output {output}: expected the path of a file in an existing folder")
+    ranker = load_ranker(_model_folder(model))
+    run = read_run(run_file)
+    texts = read_queries_tsv(queries)
+    pids = set(run["pid"].to_pylist())
+    found = read_passages(passages, pids)
+    _demand(set(run["qid"].to_pylist()) - texts.keys(), "queries", queries, run_file)
+    _demand(pids - found.keys(), "passages", passages, run_file)
+    narrator = _Narrator()
+    narrator.begin(f"re-ranking {run.num_rows:,} candidates")
+    try:
+        scores = ranker.rerank(run, texts, found, progress=narrator)
+    finally:
+        narrator.end()
+    write_run(scores, output, tag=Path(model).name)
+    console.print(f"{output}: {scores.num_rows:,} candidates of {len(set(run['qid'].to_pylist())):,} queries")
+    if qrels is not None:
+        judged = read_qrels(qrels)
+        table = Table("", *(before := mean_measures(run, judged)), box=None, pad_edge=False)
+        for name, measures in (("before", before), ("after", mean_measures(scores, judged))):
+            table.add_row(name, *(f"{value:.4f}" for value in measures.values()))
+        console.print(table)
+
+
+def _model_folder(model: str) -> str:
+    """An artifact's folder in a lake stands for its current version; other names are left to the model loader."""
+    from neuroranker_pipeline.resources.lake import resolve_artifact
+
+    path = Path(model)
+    return str(resolve_artifact(path)) if path.is_dir() else model
+
+
+def _demand(missing: set[str], what: str, where: Path, run_file: Path) -> None:
+    if missing:
+        raise NotReady(
+            f"{where}: {len(missing)} {what} of {run_file} are not in it, the first is {min(missing)}; "
+            f"give the file that the run was made from"
+        )

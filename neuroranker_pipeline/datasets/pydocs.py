@@ -1,0 +1,218 @@
+"""``pydocs``: the API documentation of installed Python packages as a search collection.
+
+A docstring's summary sentence is the query; the relevant passage is the object's qualified name and the rest of
+the docstring's body, the summary removed. Nothing is downloaded, and no package is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from neuroranker_pipeline.datasets.docstrings import split_docstring
+from neuroranker_pipeline.datasets.python_api import STDLIB, find, public_docstrings, stdlib_modules
+from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES
+from neuroranker_pipeline.errors import BadInput, require
+
+DEFAULT_PACKAGES = (STDLIB, "numpy", "scipy", "pandas", "sklearn", "torch", "matplotlib", "networkx", "sympy")
+
+_NOT_A_QUESTION = re.compile(
+    r"(see|alias|deprecated|internal|private|todo|note|warning|copyright|usage|.*\b(docstring|deprecated)\b)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class PydocsSettings:
+    """Which documentation to read, how long its texts may be, and how many queries each split gets.
+
+    Lengths of passages are characters of the body (the name not counted), lengths of queries are words.
+    """
+
+    packages: tuple[str, ...] = DEFAULT_PACKAGES
+    max_passages: int | None = None
+    min_passage_chars: int = 40
+    max_passage_chars: int = 2_000
+    min_query_words: int = 4
+    max_query_words: int = 30
+    dev_queries: int = 300
+    gate_queries: int = 300
+    test_queries: int = 600
+    max_train_queries: int | None = None
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        require(bool(self.packages), "packages", "at least one package name", self.packages)
+        require(self.min_passage_chars >= 1, "min_passage_chars", "at least 1", self.min_passage_chars)
+        longest, shortest = self.max_passage_chars, self.min_passage_chars
+        require(longest >= shortest, "max_passage_chars", f"at least min_passage_chars ({shortest})", longest)
+        require(self.min_query_words >= 1, "min_query_words", "at least 1", self.min_query_words)
+        longest, shortest = self.max_query_words, self.min_query_words
+        require(longest >= shortest, "max_query_words", f"at least min_query_words ({shortest})", longest)
+        for name in ("dev_queries", "gate_queries", "test_queries"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("max_passages", "max_train_queries"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "at least 1, or null for all", value)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    passages: pa.Table
+    queries: pa.Table
+    qrels: pa.Table
+
+
+class PydocsSource:
+    """The documentation data set; the sources are parsed once in a process and settings."""
+
+    name = "pydocs"
+
+    def __init__(self, settings: PydocsSettings | None = None) -> None:
+        self.settings = settings or PydocsSettings()
+
+    @property
+    def licence(self) -> str:
+        """Whose text it is: every package's name, version and licence."""
+        packages = ", ".join(_terms(package) for package in self.settings.packages)
+        return f"API documentation of installed packages, each under its own licence: {packages}"
+
+    def digest(self) -> str:
+        """SHA-256 over the settings and the versions of Python and of the packages; reads no source.
+
+        Raises ``BadInput`` when a package is not installed.
+        """
+        versions = {package: _version(package) for package in self.settings.packages}
+        content = {"settings": asdict(self.settings), "python": platform.python_version(), "versions": versions}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def passages(self) -> Iterator[pa.RecordBatch]:
+        yield from _tables(self.settings).passages.to_batches()
+
+    def queries(self) -> Iterator[pa.RecordBatch]:
+        yield from _tables(self.settings).queries.to_batches()
+
+    def qrels(self) -> Iterator[pa.RecordBatch]:
+        yield from _tables(self.settings).qrels.to_batches()
+
+
+@lru_cache(maxsize=2)
+def _tables(settings: PydocsSettings) -> _Tables:
+    """Every table, sorted by pid or qid so that equal sources give equal files."""
+    summaries, bodies = _documented(settings)
+    chosen = sorted(bodies, key=_hash)[: settings.max_passages]
+    pids = sorted(chosen)
+    passages = {"pid": pids, "text": [f"{pid}: {bodies[pid]}" for pid in pids]}
+    positives = {_hash(pid): pid for pid in pids if pid in summaries}
+    splits = _assign_splits(sorted(positives), settings)
+    qids = sorted(splits)
+    queries = {
+        "qid": qids,
+        "text": [summaries[positives[qid]] for qid in qids],
+        "split": [splits[qid] for qid in qids],
+    }
+    qrels = {"qid": qids, "pid": [positives[q] for q in qids], "grade": [1] * len(qids), "split": queries["split"]}
+    return _Tables(
+        pa.table(passages, schema=PASSAGES), pa.table(queries, schema=QUERIES), pa.table(qrels, schema=QRELS)
+    )
+
+
+def _documented(settings: PydocsSettings) -> tuple[dict[str, str], dict[str, str]]:
+    """(usable summary by pid, body by pid); a pid in the first is in the second."""
+    summaries: dict[str, str] = {}
+    bodies: dict[str, str] = {}
+    for package in settings.packages:
+        for pid, docstring in public_docstrings(package).items():
+            summary, body = split_docstring(docstring)
+            if len(body) < settings.min_passage_chars:
+                continue
+            bodies[pid] = _cut(body, settings.max_passage_chars)
+            if _is_query(summary, settings) and _normal(summary) not in _normal(f"{pid}: {body}"):
+                summaries[pid] = summary
+    occurrences = Counter(_normal(summary) for summary in summaries.values())
+    return {pid: text for pid, text in summaries.items() if occurrences[_normal(text)] == 1}, bodies
+
+
+def _is_query(summary: str, settings: PydocsSettings) -> bool:
+    """Whether a summary reads as something a person would search for: enough words, no template, no remark."""
+    words = summary.split()
+    if not settings.min_query_words <= len(words) <= settings.max_query_words:
+        return False
+    if not summary[0].isalpha() or any(mark in summary for mark in ("{", "}", "%(", "http", "|", "\\")):
+        return False
+    letters = sum(character.isalpha() or character.isspace() for character in summary)
+    return letters >= 0.8 * len(summary) and not _NOT_A_QUESTION.match(summary)
+
+
+def _assign_splits(qids: list[str], settings: PydocsSettings) -> dict[str, str]:
+    """Split by qid. A qid is a hash, so its order is stable and says nothing about the passage."""
+    sizes = {"test": settings.test_queries, "gate": settings.gate_queries, "dev": settings.dev_queries}
+    if len(qids) <= sum(sizes.values()):
+        raise BadInput(
+            f"pydocs: {len(qids)} queries cannot fill test_queries + gate_queries + dev_queries = {sum(sizes.values())} "
+            "and leave some for training; ask for fewer, raise max_passages or add packages"
+        )
+    splits: dict[str, str] = {}
+    start = 0
+    for split, size in sizes.items():
+        splits.update(dict.fromkeys(qids[start : start + size], split))
+        start += size
+    end = None if settings.max_train_queries is None else start + settings.max_train_queries
+    return splits | dict.fromkeys(qids[start:end], "train")
+
+
+def _hash(pid: str) -> str:
+    """A qid: 16 hexadecimal digits that are stable and do not give the name away."""
+    return hashlib.blake2b(pid.encode(), digest_size=8).hexdigest()
+
+
+def _normal(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most ``limit`` characters, ending with a whole word where there is one."""
+    return text if len(text) <= limit else text[: limit + 1].rpartition(" ")[0] or text[:limit]
+
+
+def _is_stdlib(package: str) -> bool:
+    return package == STDLIB or package in stdlib_modules()
+
+
+def _version(package: str) -> str:
+    if _is_stdlib(package):
+        return platform.python_version()
+    find(package)
+    distribution = _distribution(package)
+    return metadata.version(distribution) if distribution else "unknown"
+
+
+def _terms(package: str) -> str:
+    if _is_stdlib(package):
+        return f"{package} {platform.python_version()} (PSF-2.0)"
+    distribution = _distribution(package)
+    if distribution is None:
+        return package
+    fields = metadata.metadata(distribution)
+    classifiers = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier") or [] if c.startswith("License ::")]
+    licence = fields["License-Expression"] or ", ".join(classifiers) or (fields["License"] or "").partition("\n")[0]
+    return f"{distribution} {fields['Version']} ({licence or 'see the package'})"
+
+
+def _distribution(package: str) -> str | None:
+    """The name under which the package was installed (``sklearn`` comes from ``scikit-learn``)."""
+    try:
+        return str(metadata.metadata(package)["Name"])
+    except metadata.PackageNotFoundError:
+        return next(iter(sorted(metadata.packages_distributions().get(package, []))), None)

@@ -1,0 +1,259 @@
+"""Compare rankers over the same judged queries: measures, paired tests against baselines, and the queries that moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.evaluation import significance
+from neuroranker_pipeline.evaluation.measures import (
+    DEFAULT_MEASURES,
+    judgments,
+    measure_vectors,
+    oracle,
+    ranked,
+)
+
+FIRST_STAGE = "BM25"
+BASELINES = ("BM25", "base student")
+# What the report must answer beside the baselines: did distilling pay, did the student reach its teacher, what did int8 cost.
+CONTRASTS = (("student", "hard-label control"), ("student", "teacher"), ("student int8", "student"))
+
+
+@dataclass(frozen=True)
+class RankerSummary:
+    """One ranker's means over the judged queries; ``intervals`` are 95% percentile bootstrap intervals of those means."""
+
+    ranker: str
+    measures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    unjudged_at_10: float  # share of its top tens that nobody judged
+    queries_without_results: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``ranker`` minus ``against`` in one measure, paired by query; ``p_holm`` is adjusted over all comparisons."""
+
+    ranker: str
+    against: str
+    measure: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    wins: int
+    losses: int
+    ties: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything ``evaluate`` found. ``runs`` are ranked CANDIDATES tables; ``per_query`` has ranker, qid, measure, value.
+
+    ``ceiling`` holds the measures of a perfect order of the first stage's candidates (None without a first stage).
+    ``examples`` are the queries where ``final`` gained and lost most against ``reference``, with both top tens.
+    """
+
+    measures: tuple[str, ...]
+    primary: str
+    relevance_level: int
+    queries: int
+    queries_without_relevant: int
+    final: str
+    reference: str | None
+    rankers: tuple[RankerSummary, ...]
+    comparisons: tuple[Comparison, ...]
+    ceiling: Mapping[str, float] | None
+    per_query: pa.Table
+    runs: Mapping[str, pa.Table]
+    examples: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """``{"student/MRR@10": 0.52, ...}``: the figures to record for this evaluation."""
+        return {
+            f"{row.ranker}/{name}": value for row in self.rankers for name, value in row.measures.items()
+        }
+
+    def differences(self) -> list[float]:
+        """Per query, ``final`` minus ``reference`` in the primary measure, ascending; empty without a reference."""
+        if self.reference is None:
+            return []
+        return sorted((self._primary(self.final) - self._primary(self.reference)).tolist())
+
+    def example_ids(self) -> tuple[list[str], list[str]]:
+        """The qids and pids in ``examples``: the texts that a report wants."""
+        qids = [example["qid"] for example in self.examples]
+        pids = {row["pid"] for example in self.examples for rows in example["rankings"].values() for row in rows}
+        return qids, sorted(pids | {row["pid"] for example in self.examples for row in example["relevant"]})
+
+    def _primary(self, ranker: str) -> np.ndarray:
+        table = self.per_query
+        wanted = pc.and_(pc.equal(table["ranker"], ranker), pc.equal(table["measure"], self.primary))
+        return table.filter(wanted)["value"].to_numpy()
+
+
+def evaluate(
+    runs: Mapping[str, pa.Table],
+    qrels: pa.Table,
+    baselines: Sequence[str] = BASELINES,
+    contrasts: Sequence[tuple[str, str]] = CONTRASTS,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    relevance_level: int = 1,
+    final: str | None = None,
+    seed: int = 0,
+    examples: int = 5,
+) -> Evaluation:
+    """Measure ``runs`` (name -> table of qid, pid, score; in display order) against ``qrels`` (qid, pid, grade).
+
+    ``measures[0]`` is the one that is tested. Every ranker is compared with each of the ``baselines`` and the
+    ``contrasts`` that are among the runs; all those tests are one family for Holm's correction. ``final``, by default the
+    last run, is the ranker that ships. Raises ``BadInput`` as ``per_query`` does, or when there is nothing to compare.
+    """
+    if not runs or not measures:
+        raise BadInput("evaluation: needs at least one run and one measure")
+    final = final or list(runs)[-1]
+    if final not in runs:
+        raise BadInput(f"evaluation: the final ranker {final!r} is not among the runs {', '.join(runs)}")
+    judged = judgments(qrels)
+    ordered = {name: _ranked(name, run) for name, run in runs.items()}
+    vectors = {}
+    for name, run in ordered.items():
+        qids, vectors[name] = measure_vectors(run, qrels, measures, relevance_level)
+    primary = {name: values[measures[0]] for name, values in vectors.items()}
+    references = [name for name in baselines if name in runs and name != final]
+    reference = references[0] if references else None
+    ceiling = None
+    if FIRST_STAGE in runs:
+        _, best = measure_vectors(ranked(oracle(ordered[FIRST_STAGE], qrels)), qrels, measures, relevance_level)
+        ceiling = _means(best)
+    return Evaluation(
+        measures=tuple(measures),
+        primary=measures[0],
+        relevance_level=relevance_level,
+        queries=len(qids),
+        queries_without_relevant=sum(max(g.values()) < relevance_level for g in judged.values()),
+        final=final,
+        reference=reference,
+        rankers=tuple(_summary(name, ordered[name], vectors[name], judged, seed) for name in runs),
+        comparisons=_compare(primary, _pairs(list(runs), baselines, contrasts), measures[0], seed),
+        ceiling=ceiling,
+        per_query=_long_table(qids, vectors),
+        runs=ordered,
+        examples=_examples(qids, primary, ordered, judged, final, reference, examples) if reference else [],
+    )
+
+
+def _ranked(name: str, run: pa.Table) -> pa.Table:
+    try:
+        return ranked(run)
+    except BadInput as error:
+        raise BadInput(f"ranker {name}: {error}") from error
+
+
+def _means(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {measure: float(values.mean()) for measure, values in vectors.items()}
+
+
+def _summary(
+    name: str,
+    run: pa.Table,
+    vectors: Mapping[str, np.ndarray],
+    judged: Mapping[str, Mapping[str, int]],
+    seed: int,
+) -> RankerSummary:
+    top = run.filter(pc.less_equal(run["rank"], 10)).select(["qid", "pid"])
+    rows = [(qid, pid) for qid, pid in zip(*(top[c].to_pylist() for c in ("qid", "pid")), strict=True) if qid in judged]
+    unjudged = sum(pid not in judged[qid] for qid, pid in rows)
+    return RankerSummary(
+        ranker=name,
+        measures=_means(vectors),
+        intervals={m: significance.bootstrap_interval(values, seed) for m, values in vectors.items()},
+        unjudged_at_10=unjudged / len(rows) if rows else 0.0,
+        queries_without_results=len(judged.keys() - set(pc.unique(run["qid"]).to_pylist())),
+    )
+
+
+def _pairs(
+    names: list[str], baselines: Sequence[str], contrasts: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """(ranker, against) without repeats: each ranker against the baselines shown before it, then the contrasts."""
+    pairs = [
+        (name, base) for i, name in enumerate(names) for base in baselines if base in names[:i]
+    ] + [(a, b) for a, b in contrasts if a in names and b in names]
+    return list(dict.fromkeys(pairs))
+
+
+def _compare(
+    primary: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], measure: str, seed: int
+) -> tuple[Comparison, ...]:
+    p_values = [significance.paired_randomization(primary[a], primary[b], seed) for a, b in pairs]
+    comparisons = []
+    for (a, b), p, adjusted in zip(pairs, p_values, significance.holm(p_values), strict=True):
+        change = primary[a] - primary[b]
+        low, high = significance.bootstrap_interval(change, seed)
+        counts = significance.wins_losses_ties(primary[a], primary[b])
+        comparisons.append(Comparison(a, b, measure, float(change.mean()), low, high, p, adjusted, *counts))
+    return tuple(comparisons)
+
+
+def _long_table(qids: list[str], vectors: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table:
+    blocks = [(ranker, m, values) for ranker, by_measure in vectors.items() for m, values in by_measure.items()]
+    return pa.table(
+        {
+            "ranker": pa.array([ranker for ranker, _, _ in blocks for _ in qids], pa.string()),
+            "qid": pa.array(qids * len(blocks), pa.string()),
+            "measure": pa.array([measure for _, measure, _ in blocks for _ in qids], pa.string()),
+            "value": pa.array(np.concatenate([values for _, _, values in blocks]), pa.float64()),
+        }
+    )
+
+
+def _examples(
+    qids: list[str],
+    primary: Mapping[str, np.ndarray],
+    runs: Mapping[str, pa.Table],
+    judged: Mapping[str, Mapping[str, int]],
+    final: str,
+    reference: str,
+    count: int,
+) -> list[dict[str, Any]]:
+    """Up to ``count`` of the largest gains, then of the largest losses, of ``final`` against ``reference``."""
+    change = primary[final] - primary[reference]
+    order = np.argsort(change, kind="stable")
+    gains = [i for i in order[::-1][:count] if change[i] > 0]
+    losses = [i for i in order[:count] if change[i] < 0]
+    chosen = [qids[i] for i in [*gains, *losses]]
+    tops = {name: _top_tens(runs[name], chosen, judged) for name in (reference, final)}
+    return [
+        {
+            "qid": qids[i],
+            "difference": float(change[i]),
+            "values": {name: float(primary[name][i]) for name in (reference, final)},
+            "relevant": [
+                {"pid": pid, "grade": grade}
+                for pid, grade in sorted(judged[qids[i]].items(), key=lambda item: (-item[1], item[0]))
+                if grade > 0
+            ],
+            "rankings": {name: top.get(qids[i], []) for name, top in tops.items()},
+        }
+        for i in [*gains, *losses]
+    ]
+
+
+def _top_tens(
+    run: pa.Table, qids: list[str], judged: Mapping[str, Mapping[str, int]]
+) -> dict[str, list[dict[str, Any]]]:
+    wanted = pc.and_(pc.is_in(run["qid"], pa.array(qids, pa.string())), pc.less_equal(run["rank"], 10))
+    tops: dict[str, list[dict[str, Any]]] = {}
+    for row in run.filter(wanted).to_pylist():
+        qid = row.pop("qid")
+        tops.setdefault(qid, []).append({**row, "grade": judged[qid].get(row["pid"])})
+    return tops

@@ -1,0 +1,176 @@
+"""Small plots as inline SVG strings, and as text for places that show no images.
+
+Drawn by hand rather than with matplotlib, so that they take their colours from the page (light and dark), keep real text,
+and stay a few kilobytes. Every length is in SVG units; ``WIDTH`` units fill a phone's width at about full size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import escape
+
+WIDTH = 380
+POINTS = 200  # a longer curve is averaged down to this many points
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36  # margins of a plot with two axes
+
+Point = tuple[float, float]
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float]], label: str, ceiling: float | None = None) -> str:
+    """A dot with its interval for each ``(name, value, low, high)``, the last one emphasised, and the ceiling as a line."""
+    row_height, left, right = 26, 132, 48
+    height = len(rows) * row_height + BOTTOM + TOP
+    known = [x for _, *numbers in rows for x in numbers if math.isfinite(x)]
+    low, high = _padded(known + ([ceiling] if ceiling is not None else []))
+    x = _scale(low, high, left, WIDTH - right)
+    bottom = height - BOTTOM
+    parts = _x_axis(x, low, high, bottom, label)
+    if ceiling is not None:
+        parts.append(f'<line class="ceiling" x1="{x(ceiling):.1f}" x2="{x(ceiling):.1f}" y1="{TOP}" y2="{bottom}"/>')
+    for i, (name, value, start, end) in enumerate(rows):
+        y = TOP + (i + 0.5) * row_height
+        final = " final" if i == len(rows) - 1 else ""
+        parts.append(f'<text class="name{final}" x="{left - 10}" y="{y + 4:.1f}">{escape(_cut(name, 20))}</text>')
+        if math.isfinite(start) and math.isfinite(end):
+            parts.append(f'<line class="range{final}" x1="{x(start):.1f}" x2="{x(end):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<circle class="dot{final}" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/>')
+        parts.append(f'<text class="value{final}" x="{WIDTH - 4}" y="{y + 4:.1f}">{value:.3f}</text>')
+    return _svg(height, parts, f"{label} of each ranker with its 95% interval")
+
+
+def lines(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str, height: int = 200) -> str:
+    """One line a series of ``(x, y)``; points that are not finite leave a gap. The legend is the caller's."""
+    shown = {name: downsample(points) for name, points in series.items()}
+    points = [p for line in shown.values() for p in line if math.isfinite(p[1])]
+    if not points:
+        return ""
+    (x_low, x_high), (y_low, y_high) = _span([p[0] for p in points]), _padded([p[1] for p in points])
+    x, y = _scale(x_low, x_high, LEFT, WIDTH - RIGHT), _scale(y_low, y_high, height - BOTTOM, TOP)
+    parts = _x_axis(x, x_low, x_high, height - BOTTOM, x_label, grid=False)
+    parts += _y_axis(y, y_low, y_high)
+    for i, line in enumerate(shown.values()):
+        for piece in _finite_pieces(line):
+            path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in piece)
+            parts.append(f'<polyline class="line series-{i % 6}" points="{path}"/>')
+            if len(piece) == 1:
+                parts.append(f'<circle class="point series-{i % 6}" cx="{x(piece[0][0]):.1f}" cy="{y(piece[0][1]):.1f}" r="2.5"/>')
+    return _svg(height, parts, f"{y_label} over {x_label}: {', '.join(series)}")
+
+
+def differences(values: Sequence[float], label: str, height: int = 170) -> str:
+    """The per-query differences in ascending order as one area: losses left and below zero, wins right and above."""
+    if not values:
+        return ""
+    low, high = min(-0.05, *values), max(0.05, *values)
+    x, y = _scale(0, len(values), LEFT, WIDTH - RIGHT), _scale(low, high, height - BOTTOM, TOP)
+    parts = _y_axis(y, low, high)
+    parts.append(f'<text class="axis-label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 6}">{escape(label)}</text>')
+    for css, side in (("loss", np.minimum), ("win", np.maximum)):
+        heights = side(np.asarray(values, np.float64), 0.0)
+        if not heights.any():
+            continue
+        steps = " ".join(f"{x(i):.1f},{y(v):.1f} {x(i + 1):.1f},{y(v):.1f}" for i, v in _runs(heights))
+        parts.append(f'<polygon class="{css}" points="{x(0):.1f},{y(0):.1f} {steps} {x(len(values)):.1f},{y(0):.1f}"/>')
+    parts.append(f'<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
+    return _svg(height, parts, label)
+
+
+def bar(value: float, maximum: float, cells: int = 20) -> str:
+    """``value`` out of ``maximum`` as block characters, to an eighth of a cell."""
+    eighths = round(min(max(value / maximum, 0.0), 1.0) * cells * 8) if maximum > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def sparkline(values: Sequence[float], cells: int = 30) -> str:
+    """A curve as one line of block characters; values that are not finite are left out."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return ""
+    means = [float(np.mean(chunk)) for chunk in np.array_split(finite, min(cells, len(finite)))]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (m - low) / (high - low)) if high > low else 0] for m in means)
+
+
+def downsample(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
+    """At most ``limit`` points: means of equally long stretches of the curve."""
+    if len(points) <= limit:
+        return list(points)
+    chunks = np.array_split(np.asarray(points, np.float64), limit)
+    return [(float(x), float(y)) for x, y in (chunk.mean(axis=0) for chunk in chunks)]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About ``count`` round numbers (1, 2 or 5 times a power of ten apart) from ``low`` to ``high``."""
+    raw = (high - low) / max(count - 1, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+class _scale:
+    """A linear map of [low, high] onto [start, end]."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.start, self.factor = low, start, (end - start) / (high - low)
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) * self.factor
+
+
+def _x_axis(x: _scale, low: float, high: float, bottom: float, label: str, grid: bool = True) -> list[str]:
+    parts = [f'<line class="axis" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{bottom}" y2="{bottom}"/>']
+    for tick in ticks(low, high, 5):
+        if grid:
+            parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 14}">{tick:g}</text>')
+    middle = (x(low) + x(high)) / 2
+    return [*parts, f'<text class="axis-label" x="{middle:.1f}" y="{bottom + 30}">{escape(label)}</text>']
+
+
+def _y_axis(y: _scale, low: float, high: float) -> list[str]:
+    parts = []
+    for tick in ticks(low, high, 4):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="tick y" x="{LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:g}</text>')
+    return parts
+
+
+def _svg(height: float, parts: Sequence[str], title: str) -> str:
+    label = escape(title)
+    body = "".join(parts)
+    return f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{label}">{body}</svg>'
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = _span(values)
+    margin = 0.06 * (high - low)
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
+
+
+def _runs(heights: np.ndarray) -> list[tuple[int, float]]:
+    """Index and height of each step, thinned to what ``2 * WIDTH`` columns can show."""
+    chosen = np.unique(np.linspace(0, len(heights) - 1, min(len(heights), 2 * WIDTH)).astype(int))
+    return [(int(i), float(heights[i])) for i in chosen]
+
+
+def _finite_pieces(line: Sequence[Point]) -> list[list[Point]]:
+    pieces: list[list[Point]] = [[]]
+    for point in line:
+        if math.isfinite(point[1]):
+            pieces[-1].append(point)
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,89 @@
+"""Whether two rankers differ on the same queries: paired tests, intervals, and the price of asking often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 9_999
+ELEMENTS_PER_BATCH = 2_000_000  # bounds the memory of one batch of resamples to 16 MB of float64
+
+
+def paired_randomization(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> float:
+    """Two-sided p of Fisher's paired randomization (sign-flip) test that the mean of ``a - b`` is 0.
+
+    ``a`` and ``b`` hold one value a query, in the same order. Every sign pattern is tried when there are at most
+    ``resamples`` of them; otherwise ``resamples`` random ones, where p = (hits + 1) / (resamples + 1) can never be 0 (Phipson
+    and Smyth 2010). The test that Smucker, Allan and Carterette (CIKM 2007) recommend for comparing runs.
+    """
+    differences = _differences(a, b)
+    differences = differences[differences != 0]  # flipping a zero changes nothing: the null distribution is the same
+    if differences.size == 0:
+        return 1.0
+    if 2.0**differences.size <= resamples:
+        exact = stats.permutation_test(
+            (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=np.inf
+        )
+        return float(exact.pvalue)
+    # scipy shuffles pairs by sorting: 6 s for 5,000 queries, where random bits take 0.4 s.
+    sizes, observed = np.abs(differences), abs(differences.sum())
+    threshold = observed * (1 - 1e-12)  # a sum that differs by rounding alone is a tie, which counts as a hit
+    rng, hits, done = np.random.default_rng(seed), 0, 0
+    while done < resamples:
+        batch = min(resamples - done, max(1, ELEMENTS_PER_BATCH // sizes.size))
+        bits = np.unpackbits(rng.integers(0, 256, (batch, -(-sizes.size // 8)), np.uint8), axis=1)
+        flipped = bits[:, : sizes.size].astype(np.float64) @ sizes
+        hits += int(np.count_nonzero(np.abs(sizes.sum() - 2 * flipped) >= threshold))
+        done += batch
+    return (hits + 1) / (resamples + 1)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, seed: int = 0, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over queries (Efron and Tibshirani 1993, chapter 13).
+
+    One value gives no idea of the spread: (nan, nan) for fewer than two.
+    """
+    sample = np.asarray(values, np.float64)
+    if sample.size < 2:
+        return float("nan"), float("nan")
+    interval = stats.bootstrap(
+        (sample,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        batch=max(1, ELEMENTS_PER_BATCH // sample.size),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values (1979), in the order given: below alpha where the family's error rate is alpha."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
+    return [float(value) for value in adjusted]
+
+
+def wins_losses_ties(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
+) -> tuple[int, int, int]:
+    """On how many queries ``a`` is above, below and equal to ``b``."""
+    differences = _differences(a, b)
+    wins, losses = int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))
+    return wins, losses, differences.size - wins - losses
+
+
+def _differences(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"paired values must be two equally long lists, got shapes {first.shape} and {second.shape}")
+    return first - second

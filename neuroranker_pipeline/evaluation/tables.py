@@ -1,0 +1,118 @@
+"""The summary table of a report for the terminal (rich) and for Markdown, and how its numbers are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from neuroranker_pipeline.evaluation import plots
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TERMINAL_MEASURES = 3  # with two changes and their p values, more would not fit 100 columns
+
+
+def change(report: Mapping[str, Any], ranker: str, against: str) -> dict[str, Any] | None:
+    """The comparison of ``ranker`` with ``against`` in a report, if it was made."""
+    pairs = (c for c in report["comparisons"] if (c["ranker"], c["against"]) == (ranker, against))
+    return next(pairs, None)
+
+
+def baselines(report: Mapping[str, Any]) -> list[str]:
+    """The first two rankers that later ones are compared with, in display order: the columns of change."""
+    compared = {c["against"] for c in report["comparisons"]}
+    return [b for b in report["baselines"] if b in compared][:2]
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """``p <0.001`` or ``p 0.012``."""
+    return "p <0.001" if p < 0.001 else f"p {p:.3f}"
+
+
+def change_text(comparison: Mapping[str, Any] | None) -> str:
+    """``+0.063 (p 0.012)`` with the Holm-adjusted p, or a dash."""
+    if comparison is None:
+        return "–"
+    return f"{signed(comparison['difference'])} ({p_value(comparison['p_holm'])})"
+
+
+def render_table(report: Mapping[str, Any]) -> Table:
+    """The table that ends ``neuroranker run``, from the contents of report.json; at most 100 columns wide."""
+    from rich.table import Table
+    from rich.text import Text
+
+    measures, columns = report["measures"][:TERMINAL_MEASURES], baselines(report)
+    ceiling = f"; a perfect re-ranker of the BM25 candidates: {report['primary']} {number(report['ceiling'][report['primary']])}"
+    table = Table(
+        title=Text(f"{report['profile']}: {report['queries']:,} {report['split']} queries"),
+        caption=Text(
+            f"Change in {report['primary']} with Holm-adjusted p of a paired randomization test"
+            + (ceiling if report["ceiling"] else "")
+        ),
+        width=None,
+    )
+    table.add_column("ranker", max_width=20, no_wrap=True, overflow="ellipsis")
+    for measure in measures:
+        table.add_column(measure, justify="right", max_width=9, no_wrap=True)
+    for baseline in columns:
+        table.add_column(f"vs {baseline}", justify="right", max_width=18, no_wrap=True, overflow="ellipsis")
+    for row in report["rankers"]:
+        cells = [Text(row["ranker"])] + [Text(number(row["measures"][m])) for m in measures]
+        for baseline in columns:
+            comparison = change(report, row["ranker"], baseline)
+            cells.append(Text(change_text(comparison), style=_style(comparison)))
+        table.add_row(*cells, style="bold" if row["ranker"] == report["final"] else "")
+    return table
+
+
+def table_text(report: Mapping[str, Any], width: int = 100) -> str:
+    """``render_table`` as plain text without colour."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(render_table(report))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def markdown_table(report: Mapping[str, Any]) -> str:
+    """The summary table as Markdown, with a bar a ranker: safe where images are blocked (Dagster's metadata)."""
+    measures, columns, primary = report["measures"], baselines(report), report["primary"]
+    header = ["ranker", *measures, "95% interval", *(f"vs {b}" for b in columns), primary]
+    rows = [header, ["---", *["---:"] * (len(header) - 2), "---"]]
+    top = max((row["measures"][primary] for row in report["rankers"]), default=0.0)
+    for row in report["rankers"]:
+        low, high = row["intervals"][primary]
+        name = markdown(row["ranker"])
+        rows.append(
+            [
+                f"**{name}**" if row["ranker"] == report["final"] else name,
+                *(number(row["measures"][m]) for m in measures),
+                f"{number(low)} to {number(high)}",
+                *(change_text(change(report, row["ranker"], b)) for b in columns),
+                plots.bar(row["measures"][primary], top),
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in [[markdown(c) for c in rows[0]], *rows[1:]])
+
+
+def markdown(text: object) -> str:
+    """Text as Markdown that shows it literally, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", " ".join(str(text).split()))
+
+
+def _style(comparison: Mapping[str, Any] | None) -> str:
+    if comparison is None or comparison["p_holm"] >= 0.05:
+        return ""
+    return "green" if comparison["difference"] > 0 else "red"

@@ -1,0 +1,117 @@
+"""Bring assets up to date: walk them in order, and run the (asset, partition) pairs that are missing or stale.
+
+A pair is fresh when its manifest's fingerprint equals the one computed now and its blocking checks passed. Dagster's own
+staleness does not see failed checks, and one run cannot hold two kinds of partitions, so each pair is a run of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from neuroranker_pipeline.assets import ASSETS
+from neuroranker_pipeline.assets.corpus import raw_dataset
+from neuroranker_pipeline.assets.lake_asset import LakeAsset
+from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
+from neuroranker_pipeline.orchestration.instance import PROCESS_TAG, process_tag
+from neuroranker_pipeline.resources.lake import label
+from neuroranker_pipeline.resources.manifest import Manifest
+from neuroranker_pipeline.resources.workspace import Workspace
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one (asset, partition) pair."""
+
+    asset: str
+    partition: str | None
+    ran: bool
+    seconds: float
+    manifest: Manifest
+
+
+def selected(names: Sequence[str]) -> list[LakeAsset]:
+    """The named assets and all that they are made from, in order; every asset when none is named."""
+    known = {asset.name: asset for asset in ASSETS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BadInput(f"--select {unknown[0]}: no such asset; the assets are {', '.join(known)}")
+    wanted = set(names or known)
+    for asset in reversed(ASSETS):  # an asset comes after all that it needs
+        if asset.name in wanted:
+            wanted |= {need.asset.name for need in asset.needs}
+    return [asset for asset in ASSETS if asset.name in wanted]
+
+
+def is_fresh(asset: LakeAsset, workspace: Workspace, partition: str | None) -> bool:
+    """Whether the lake holds what a run now would make."""
+    manifest = workspace.lake.manifest(asset.name, partition)
+    if manifest is None or manifest.failed_checks:
+        return False
+    try:
+        return asset.fingerprint(workspace, partition)[0] == manifest.fingerprint
+    except NotReady:
+        return False
+
+
+def bring_up_to_date(
+    assets: Sequence[LakeAsset], workspace: Workspace, instance: dg.DagsterInstance
+) -> Iterator[Outcome | LakeAsset]:
+    """Run what is missing or stale. Yields each pair's :class:`Outcome`, and the asset before a run of it starts.
+
+    Raises ``NeuroRankerError`` with the reason when a run fails or a blocking check does.
+    """
+    definitions = [asset.to_dagster(workspace.settings) for asset in ASSETS]
+    for asset in assets:
+        for partition in asset.partitions(workspace.settings):
+            if is_fresh(asset, workspace, partition):
+                manifest = workspace.lake.usable(asset.name, partition)
+                yield Outcome(asset.name, partition, False, 0.0, manifest)
+                continue
+            yield asset
+            started = time.perf_counter()
+            _run(asset.name, partition, definitions, workspace, instance)
+            manifest = workspace.lake.usable(asset.name, partition)
+            yield Outcome(asset.name, partition, True, time.perf_counter() - started, manifest)
+
+
+def _run(
+    name: str,
+    partition: str | None,
+    definitions: Sequence[dg.AssetsDefinition],
+    workspace: Workspace,
+    instance: dg.DagsterInstance,
+) -> None:
+    try:
+        result = dg.materialize(
+            [raw_dataset, *definitions],
+            selection=[name],
+            partition_key=partition,
+            instance=instance,
+            resources={"workspace": workspace},
+            tags={PROCESS_TAG: process_tag()},
+            run_config=QUIET,
+            raise_on_error=False,
+        )
+    except dg.DagsterError as error:
+        raise NeuroRankerError(f"{label(name, partition)}: {error}") from error
+    if not result.success:
+        workspace.lake.usable(name, partition)  # a failed check says more than the run's error
+        raise NeuroRankerError(f"{label(name, partition)} failed: {_reason(result)}")
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    """The innermost error of the failed step: its message, and where the whole story is."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            message = (error.message if error else "no reason given").strip()
+            return f"{' '.join(message.split())} (run {result.run_id})"
+    return f"no step failed (run {result.run_id})"
