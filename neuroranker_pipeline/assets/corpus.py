@@ -1,21 +1,27 @@
 """The collection: passages, queries and relevance judgments, from the profile's source."""
 
-from __future__ import annotations
+import warnings
 
 import dagster as dg
 
-from neuroranker_pipeline.assets.lake_asset import RAW_DATASET, Needs, lake_asset
+from neuroranker_pipeline.assets.lake_asset import RAW_DATASET, lake_asset
 from neuroranker_pipeline.assets.previews import table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import corpus as checks
 from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES, read_table, write_table
+from neuroranker_pipeline.datasets.validate import judged_outside
 from neuroranker_pipeline.resources.workspace import Workspace
 
 
-@dg.observable_source_asset(name=RAW_DATASET, group_name="corpus", owners=["team:neuroranker"])
-def raw_dataset(workspace: Workspace) -> dg.DataVersion:
-    """The raw data, outside the lake: its version is a digest of its content."""
-    return dg.DataVersion(workspace.source.digest())
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)  # the only way to declare data that others write
+
+    @dg.multi_observable_source_asset(
+        specs=[dg.AssetSpec(RAW_DATASET, group_name="corpus", description="The raw data, outside the lake.")]
+    )
+    def raw_dataset(workspace: Workspace) -> dg.ObserveResult:
+        """Observe the raw data: its version is a digest of its content."""
+        return dg.ObserveResult(RAW_DATASET, data_version=dg.DataVersion(workspace.source.digest()))
 
 
 @lake_asset(
@@ -56,9 +62,9 @@ def queries(step: Step) -> None:
     group="corpus",
     kinds={"parquet"},
     from_source=True,
-    needs=[Needs(passages), Needs(queries)],
+    needs=[passages, queries],
     settings=["data"],
-    checks=[checks.qrels_are_valid, checks.splits_have_positives],
+    checks=[checks.qrels_are_valid],
 )
 def qrels(step: Step) -> None:
     """Relevance judgments, one row a judged pair: qid, pid, grade, split.
@@ -67,10 +73,8 @@ def qrels(step: Step) -> None:
     """
     rows = write_table(step.out, step.source.qrels(), QRELS)
     table = read_table(step.out)
-    pids = read_table(step.read("passages"), columns=["pid"])
-    asked = read_table(step.read("queries"))
-    outside = checks.judged_outside(table, pids)
-    step.record(rows, judged_outside_collection=outside)
+    collection = read_table(step.read("passages"), columns=["pid"])
+    outside = judged_outside(table, collection["pid"])
+    step.record(rows, judged_outside_collection=sum(outside.values()))
     step.show("preview", table_preview(table))
-    step.check(checks.qrels_are_valid(table, asked))
-    step.check(checks.splits_have_positives(table, pids))
+    step.check(checks.qrels_are_valid(table, read_table(step.read("queries")), collection))

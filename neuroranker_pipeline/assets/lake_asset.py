@@ -5,7 +5,7 @@ it is made from is declared once, on the decorator, and serves Dagster (dependen
 planner (fingerprints) alike.
 """
 
-from __future__ import annotations
+# No postponed annotations here: Dagster reads those of the functions it is given, which are defined in a method.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Needs:
     """An input, and which of its shards: the step's own, all, those that training reads, those that training and
     choosing read, one split by name, or None for an input without partitions."""
 
-    asset: LakeAsset
+    asset: "LakeAsset"
     shards: Literal["own", "all", "train", "train+dev", "dev", "gate", "test"] | None = None
 
     def keys(self, settings: Settings, own: str | None) -> list[str | None]:
@@ -154,7 +154,7 @@ class LakeAsset:
             code_version=self.code_version,
             settings=self.used_settings(workspace.settings),
             inputs=versions,
-            run_id=context.run_id,
+            run_id=context.run.run_id,
             by_content=self.by_content,
         ) as draft:
             step = Step(workspace, partition, manifests, draft, context.log)
@@ -165,7 +165,7 @@ class LakeAsset:
         seconds = time.perf_counter() - clock
         workspace.metrics.append(
             RunRecord(
-                run_id=context.run_id,
+                run_id=context.run.run_id,
                 profile=workspace.settings.profile,
                 asset=self.name,
                 partition=partition,

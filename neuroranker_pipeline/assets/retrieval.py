@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
 from neuroranker_pipeline.assets.lake_asset import lake_asset
 from neuroranker_pipeline.assets.previews import bars, table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import retrieval as checks
-from neuroranker_pipeline.datasets.shards import queries_of_shard
+from neuroranker_pipeline.datasets.shards import judgments_of, queries_of_shard
 from neuroranker_pipeline.datasets.tables import (
     CANDIDATES,
     count_rows,
@@ -31,8 +33,10 @@ def lucene_index(step: Step) -> None:
 
     folder = step.read("passages")
     total = count_rows(folder)
-    build_index(read_batches(folder), step.out, threads=step.settings.bm25.threads, progress=step.progress)
-    docs = Searcher(step.out, step.settings.bm25).num_docs
+    bm25 = step.settings.bm25
+    build_index(read_batches(folder), step.out, bm25.threads, bm25.heap_mb, step.progress)
+    with closing(Searcher(step.out, bm25)) as searcher:
+        docs = searcher.num_docs
     step.record(docs)
     step.check(checks.index_holds_every_passage(docs, total))
 
@@ -54,10 +58,10 @@ def bm25_candidates(step: Step) -> None:
     assert step.partition is not None
     shard = queries_of_shard(read_table(step.read("queries")), step.partition, step.settings.shards.train_queries)
     texts = dict(zip(shard["qid"].to_pylist(), shard["text"].to_pylist(), strict=True))
-    searcher = Searcher(step.read("lucene_index"), step.settings.bm25)
-    table = searcher.search(texts, step.progress)
+    with closing(Searcher(step.read("lucene_index"), step.settings.bm25)) as searcher:
+        table = searcher.search(texts, step.progress)
     rows = write_table(step.out, table, CANDIDATES)
-    measures = mean_measures(table, read_table(step.read("qrels")), queries=texts)
+    measures = mean_measures(table, judgments_of(read_table(step.read("qrels")), texts))
     step.record(rows, queries=len(texts), **measures)
     step.show("measures", bars(measures))
     step.show("preview", table_preview(table))

@@ -60,9 +60,13 @@ class Step:
                 return self._workspace.lake.open(manifest)
         return self._workspace.lake.open(self._inputs[asset])
 
-    def read_all(self, asset: str) -> list[Path]:
-        """The folders of all declared shards of an input, in shard order."""
-        return [self._workspace.lake.open(m) for m in self._inputs.values() if m.asset == asset]
+    def read_all(self, asset: str, split: str = "") -> list[Path]:
+        """The folders of all declared shards of an input, or of those of one split, in shard order."""
+        return [
+            self._workspace.lake.open(manifest)
+            for manifest in self._inputs.values()
+            if manifest.asset == asset and (manifest.partition or "").startswith(split)
+        ]
 
     def manifest(self, asset: str) -> Manifest:
         """The manifest of a declared input without partitions."""
@@ -72,6 +76,11 @@ class Step:
         """Keep figures in the manifest, the run metrics and the UI; ``rows`` is the artifact's number of rows."""
         self._draft.rows = rows if rows is not None else self._draft.rows
         self._draft.figures.update({name: float(value) for name, value in figures.items()})
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What was recorded so far."""
+        return self._draft.figures
 
     def curve(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Keep a training history (rows with ``step`` and figures) in the run metrics."""

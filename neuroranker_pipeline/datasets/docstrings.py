@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from inspect import cleandoc
 
-SKIPPED_SECTIONS = {"see also", "references", "examples", "example", "attribution", "authors", "warnings"}
+SKIPPED_SECTIONS = {"see also", "references", "examples", "example", "attribution", "authors"}
 """Sections left out: 'See Also' quotes other objects' summaries, and examples and references are no prose."""
 
 SECTIONS = {"parameters", "returns", "yields", "raises", "attributes", "methods", "notes", "note", "args", "arguments"}
@@ -14,13 +14,14 @@ SECTIONS = {"parameters", "returns", "yields", "raises", "attributes", "methods"
 _UNDERLINE = re.compile(r"^\s*([=\-~^*#])\1{2,}\s*$")
 _SIGNATURE = re.compile(r"^[\w.]+\s*\(.*?\)\s*(->\s*[^\n]*)?(?=\n|$)", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[A-Z`*\"'(:\[])")
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|fig|eq|ref|no|dr)|\b[A-Z])\.$", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|dr)|\b[A-Z])\.$")
 
 _FILE_NAME = re.compile(r"^\w+\.py\s+-+\s+")
 
 _REPLACEMENTS = [
     (re.compile(r"%\([^)\n]*\)[sd]"), " "),  # %(name)s: filled in when the package is imported
-    (re.compile(r"^\s*\.\. (?:[\w-]+::.*|_.*:.*|\[\w+\].*|#.*)$", re.MULTILINE), " "),  # directives, targets, citations
+    # Directives, targets and citations.
+    (re.compile(r"^\s*\.\. (?:[\w-]+::.*|_.*:.*|\[\w+\].*|#.*)$", re.MULTILINE), " "),
     (re.compile(r"^\s*:(?:width|height|alt|align|include-source|context|toctree)\b.*$", re.MULTILINE), " "),
     (re.compile(r":[\w:+-]+:`~?\.?([^`<]*?)\s*(?:<[^>`]*>)?`"), r"\1"),  # :class:`~a.B` -> a.B
     (re.compile(r"`([^`<]+?)\s*<[^>`]*>`_{1,2}"), r"\1"),  # `text <link>`_ -> text
@@ -38,8 +39,9 @@ _REPLACEMENTS = [
 def split_docstring(docstring: str) -> tuple[str, str]:
     """Return (summary sentence, remaining body), both on one line and free of markup; either may be empty.
 
-    The summary is the first sentence of the first paragraph (PEP 257; numpydoc's "short summary"). A signature or
-    an underlined title before it is left out of both, and so are the sections in ``SKIPPED_SECTIONS``.
+    The summary is the first sentence of the first paragraph (PEP 257; numpydoc's "short summary"). A
+    signature or an underlined title before it is left out of both, and so are the sections in
+    ``SKIPPED_SECTIONS``.
     """
     text = _without_title(cleandoc(docstring))
     text = _SIGNATURE.sub("", text, count=1).lstrip()

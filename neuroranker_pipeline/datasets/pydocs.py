@@ -37,6 +37,8 @@ class PydocsSettings:
     """Which documentation to read, how long its texts may be, and how many queries each split gets.
 
     Lengths of passages are characters of the body (the name not counted), lengths of queries are words.
+    ``split_names`` opens a passage with the words of its name (``numpy cumsum``) instead of the name itself: Lucene
+    keeps ``numpy.cumsum`` as one word, which no query contains.
     """
 
     packages: tuple[str, ...] = DEFAULT_PACKAGES
@@ -49,6 +51,7 @@ class PydocsSettings:
     gate_queries: int = 300
     test_queries: int = 600
     max_train_queries: int | None = None
+    split_names: bool = False
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -94,7 +97,11 @@ class PydocsSource:
         Raises ``BadInput`` when a package is not installed.
         """
         versions = {package: _version(package) for package in self.settings.packages}
-        content = {"settings": asdict(self.settings), "python": platform.python_version(), "versions": versions}
+        content = {
+            "settings": asdict(self.settings),
+            "python": platform.python_version(),
+            "versions": versions,
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def passages(self) -> Iterator[pa.RecordBatch]:
@@ -113,7 +120,8 @@ def _tables(settings: PydocsSettings) -> _Tables:
     summaries, bodies = _documented(settings)
     chosen = sorted(bodies, key=_hash)[: settings.max_passages]
     pids = sorted(chosen)
-    passages = {"pid": pids, "text": [f"{pid}: {bodies[pid]}" for pid in pids]}
+    names = {pid: re.sub(r"[._]+", " ", pid) if settings.split_names else pid for pid in pids}
+    passages = {"pid": pids, "text": [f"{names[pid]}: {bodies[pid]}" for pid in pids]}
     positives = {_hash(pid): pid for pid in pids if pid in summaries}
     splits = _assign_splits(sorted(positives), settings)
     qids = sorted(splits)
@@ -122,7 +130,12 @@ def _tables(settings: PydocsSettings) -> _Tables:
         "text": [summaries[positives[qid]] for qid in qids],
         "split": [splits[qid] for qid in qids],
     }
-    qrels = {"qid": qids, "pid": [positives[q] for q in qids], "grade": [1] * len(qids), "split": queries["split"]}
+    qrels = {
+        "qid": qids,
+        "pid": [positives[q] for q in qids],
+        "grade": [1] * len(qids),
+        "split": queries["split"],
+    }
     return _Tables(
         pa.table(passages, schema=PASSAGES), pa.table(queries, schema=QUERIES), pa.table(qrels, schema=QRELS)
     )
@@ -138,7 +151,7 @@ def _documented(settings: PydocsSettings) -> tuple[dict[str, str], dict[str, str
             if len(body) < settings.min_passage_chars:
                 continue
             bodies[pid] = _cut(body, settings.max_passage_chars)
-            if _is_query(summary, settings) and _normal(summary) not in _normal(f"{pid}: {body}"):
+            if _is_query(summary, settings) and not _quotes(f"{pid}: {body}", summary):
                 summaries[pid] = summary
     occurrences = Counter(_normal(summary) for summary in summaries.values())
     return {pid: text for pid, text in summaries.items() if occurrences[_normal(text)] == 1}, bodies
@@ -160,8 +173,8 @@ def _assign_splits(qids: list[str], settings: PydocsSettings) -> dict[str, str]:
     sizes = {"test": settings.test_queries, "gate": settings.gate_queries, "dev": settings.dev_queries}
     if len(qids) <= sum(sizes.values()):
         raise BadInput(
-            f"pydocs: {len(qids)} queries cannot fill test_queries + gate_queries + dev_queries = {sum(sizes.values())} "
-            "and leave some for training; ask for fewer, raise max_passages or add packages"
+            f"pydocs: {len(qids)} queries cannot fill test_queries + gate_queries + dev_queries = "
+            f"{sum(sizes.values())} and leave some for training; ask for fewer, raise max_passages or add packages"
         )
     splits: dict[str, str] = {}
     start = 0
@@ -177,8 +190,13 @@ def _hash(pid: str) -> str:
     return hashlib.blake2b(pid.encode(), digest_size=8).hexdigest()
 
 
+def _quotes(passage: str, summary: str) -> bool:
+    """Whether the passage holds the summary word for word."""
+    return _normal(summary) in _normal(passage)
+
+
 def _normal(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 def _cut(text: str, limit: int) -> str:

@@ -23,9 +23,9 @@ STDLIB = "stdlib"
 """Stands for every public module of the standard library that is written in Python."""
 
 LEFT_OUT = {
-    "test", "tests", "conftest", "externals", "extern", "vendored", "vendor", "third_party", "examples", "benchmarks",
-    "setup", "site-packages", "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "turtledemo", "encodings",
-    "antigravity", "this",
+    "test", "tests", "conftest", "externals", "extern", "vendored", "vendor", "third_party", "examples",
+    "benchmarks", "setup", "site-packages", "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
+    "turtledemo", "encodings", "antigravity", "this",
 }  # fmt: skip
 
 Home = tuple[str, str]
@@ -55,9 +55,10 @@ class Module:
 
 
 def public_docstrings(package: str) -> dict[str, str]:
-    """Docstrings of every public object of ``package`` (``"stdlib"``: of the standard library) by qualified name.
+    """Docstrings of every public object of ``package`` (or of the standard library) by qualified name.
 
-    An object that several modules offer gets its shortest name. Raises ``BadInput`` when the package is not installed.
+    An object that several modules offer gets its shortest name. Raises ``BadInput`` when the package is not
+    installed.
     """
     names = stdlib_modules() if package == STDLIB else [package]
     found: dict[str, str] = {}
@@ -76,7 +77,9 @@ def stdlib_modules() -> list[str]:
 
 def find(package: str) -> Path:
     """The package's folder, or its file when it is a single module; found without importing it."""
-    spec = PathFinder.find_spec(package) if package.isidentifier() else None
+    # A user's own random.py must not pass for the standard library's.
+    path = [sysconfig.get_path("stdlib")] if package in sys.stdlib_module_names else None
+    spec = PathFinder.find_spec(package, path) if package.isidentifier() else None
     if spec is None or not (spec.origin or "").endswith(".py"):
         raise BadInput(
             f"pydocs: package {package!r} is not installed here as Python source; install it, or leave it out of `packages`"
@@ -162,6 +165,8 @@ class _Package:
         """NumPy, SciPy and PyTorch document C objects by calls, in files such as ``_add_newdocs.py``."""
         for file_module in sorted(m for m in self.files if "docs" in m.rpartition(".")[2]):
             for module_name, local, docstring in self.load(file_module).added:
+                if not _is_public(local):
+                    continue
                 owner, _, member = local.partition(".")
                 home = self._resolve(module_name, owner)
                 if home is None:
@@ -190,7 +195,9 @@ def _brevity(name: str) -> tuple[int, int, str]:
 
 @contextmanager
 def _fast_parsing() -> Iterator[None]:
-    """No collector passes over the millions of live syntax nodes (halves the time), no warnings on others' code."""
+    """No collector passes over the millions of live syntax nodes (halves the time), no warnings on others'
+    code.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -241,7 +248,7 @@ def _read_statements(module: Module, body: list[ast.stmt]) -> None:
 
 
 def _read_docstrings(module: Module, node: ast.stmt, prefix: str) -> None:
-    """Docstrings of a function or class and of its public members; a later definition replaces an overload."""
+    """Docstrings of a function or class and of its public members; overloads have none, so the first found counts."""
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return
     docstring = ast.get_docstring(node, clean=False)
@@ -281,8 +288,9 @@ def _is_adder(call: ast.expr) -> bool:
 
 
 def _added_docs(module: Module, call: ast.Call) -> Iterator[tuple[str, str, str]]:
-    """(module, name, docstring) of ``add_newdoc(module, name, doc or (member, doc) or a list of them)`` (NumPy),
-    ``add_newdoc(name, doc)`` (scipy.special), ``add_docstr(torch.name, doc)`` and ``add_docstr_all(method, doc)``.
+    """(module, name, docstring) of ``add_newdoc(module, name, doc or (member, doc) or a list of them)``
+    (NumPy), ``add_newdoc(name, doc)`` (scipy.special), ``add_docstr(torch.name, doc)`` and
+    ``add_docstr_all(method, doc)``.
     """
     match call.func, call.args:
         case ast.Name(id="_array_method_doc"), [ast.Constant(value=str(name)), _, doc]:
@@ -306,8 +314,7 @@ def _added_docs(module: Module, call: ast.Call) -> Iterator[tuple[str, str, str]
 def _member_doc(place: str, owner: str, pair: ast.expr) -> Iterator[tuple[str, str, str]]:
     if isinstance(pair, ast.Tuple) and len(pair.elts) == 2 and isinstance(pair.elts[0], ast.Constant):
         member = str(pair.elts[0].value)
-        if not member.startswith("_"):
-            yield place, f"{owner}.{member}", _static_text(pair.elts[1])
+        yield place, f"{owner}.{member}", _static_text(pair.elts[1])
 
 
 def _static_text(node: ast.expr) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,3 +28,8 @@ def rows_of_shard(rows: int, key: str, shards: int) -> slice:
     """The contiguous rows of passage shard ``shard-NN`` out of ``rows``, split as evenly as can be."""
     number = int(key.partition("-")[2])
     return slice(rows * number // shards, rows * (number + 1) // shards)
+
+
+def judgments_of(qrels: pa.Table, qids: Iterable[str]) -> pa.Table:
+    """The judgments of some queries."""
+    return qrels.filter(pc.is_in(qrels["qid"], pa.array(list(qids), pa.string())))

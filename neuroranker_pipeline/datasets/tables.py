@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -64,6 +65,19 @@ def read_batches(folder: Path, columns: list[str] | None = None) -> Iterator[pa.
     """Stream the Parquet files of a folder in file order."""
     for file in parquet_files(folder):
         yield from pq.ParquetFile(file).iter_batches(columns=columns)
+
+
+def read_texts(folder: Path, key: str, wanted: Iterable[str] | None = None) -> dict[str, str]:
+    """``{id: text}`` of a passages or queries folder (``key`` is pid or qid), of the ``wanted`` ids alone when given.
+
+    Streams the files, so that a few texts of a large collection need little memory.
+    """
+    ids = None if wanted is None else pa.array(sorted(set(wanted)), pa.string())
+    found: dict[str, str] = {}
+    for batch in read_batches(folder, [key, "text"]):
+        rows = batch if ids is None else batch.filter(pc.is_in(batch[key], ids))
+        found.update(zip(rows[key].to_pylist(), rows["text"].to_pylist(), strict=True))
+    return found
 
 
 def count_rows(folder: Path) -> int:

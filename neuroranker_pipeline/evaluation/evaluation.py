@@ -1,4 +1,6 @@
-"""Compare rankers over the same judged queries: measures, paired tests against baselines, and the queries that moved."""
+"""Compare rankers over the same judged queries: measures, paired tests against baselines, and the queries
+that moved.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,16 @@ from neuroranker_pipeline.evaluation.measures import (
 
 FIRST_STAGE = "BM25"
 BASELINES = ("BM25", "base student")
-# What the report must answer beside the baselines: did distilling pay, did the student reach its teacher, what did int8 cost.
+# What the report must answer beside the baselines: did distilling pay, did the student reach its teacher,
+# what did int8 cost.
 CONTRASTS = (("student", "hard-label control"), ("student", "teacher"), ("student int8", "student"))
 
 
 @dataclass(frozen=True)
 class RankerSummary:
-    """One ranker's means over the judged queries; ``intervals`` are 95% percentile bootstrap intervals of those means."""
+    """One ranker's means over the judged queries; ``intervals`` are 95% percentile bootstrap intervals of
+    those means.
+    """
 
     ranker: str
     measures: Mapping[str, float]
@@ -39,7 +44,9 @@ class RankerSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``ranker`` minus ``against`` in one measure, paired by query; ``p_holm`` is adjusted over all comparisons."""
+    """``ranker`` minus ``against`` in one measure, paired by query; ``p_holm`` is adjusted over all
+    comparisons.
+    """
 
     ranker: str
     against: str
@@ -56,10 +63,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything ``evaluate`` found. ``runs`` are ranked CANDIDATES tables; ``per_query`` has ranker, qid, measure, value.
+    """Everything that ``evaluate`` found.
 
-    ``ceiling`` holds the measures of a perfect order of the first stage's candidates (None without a first stage).
-    ``examples`` are the queries where ``final`` gained and lost most against ``reference``, with both top tens.
+    ``runs`` are ranked CANDIDATES tables; ``per_query`` has columns ranker, qid, measure, value.
+    ``ceiling`` holds the measures of a perfect order of the first stage's candidates (None without a first
+    stage). ``examples`` are the queries where ``final`` gained and lost most against ``reference``, with
+    both top tens.
     """
 
     measures: tuple[str, ...]
@@ -68,6 +77,7 @@ class Evaluation:
     queries: int
     queries_without_relevant: int
     final: str
+    baselines: tuple[str, ...]
     reference: str | None
     rankers: tuple[RankerSummary, ...]
     comparisons: tuple[Comparison, ...]
@@ -78,12 +88,10 @@ class Evaluation:
 
     def figures(self) -> dict[str, float]:
         """``{"student/MRR@10": 0.52, ...}``: the figures to record for this evaluation."""
-        return {
-            f"{row.ranker}/{name}": value for row in self.rankers for name, value in row.measures.items()
-        }
+        return {f"{row.ranker}/{name}": value for row in self.rankers for name, value in row.measures.items()}
 
     def differences(self) -> list[float]:
-        """Per query, ``final`` minus ``reference`` in the primary measure, ascending; empty without a reference."""
+        """``final`` minus ``reference`` in the primary measure for each query, ascending."""
         if self.reference is None:
             return []
         return sorted((self._primary(self.final) - self._primary(self.reference)).tolist())
@@ -111,11 +119,13 @@ def evaluate(
     seed: int = 0,
     examples: int = 5,
 ) -> Evaluation:
-    """Measure ``runs`` (name -> table of qid, pid, score; in display order) against ``qrels`` (qid, pid, grade).
+    """Measure ``runs`` (name -> table of qid, pid, score; in display order) on the queries of ``qrels``.
 
-    ``measures[0]`` is the one that is tested. Every ranker is compared with each of the ``baselines`` and the
-    ``contrasts`` that are among the runs; all those tests are one family for Holm's correction. ``final``, by default the
-    last run, is the ranker that ships. Raises ``BadInput`` as ``per_query`` does, or when there is nothing to compare.
+    ``qrels`` (qid, pid, grade) must hold the evaluated split alone: each of its queries counts for each run.
+    ``measures[0]`` is the one that is tested. Every ranker is compared with each of the ``baselines`` and
+    the ``contrasts`` that are among the runs; all those tests are one family for Holm's correction.
+    ``final``, by default the last run, is the ranker that ships. Raises ``BadInput`` as ``per_query`` does,
+    or when there is nothing to compare.
     """
     if not runs or not measures:
         raise BadInput("evaluation: needs at least one run and one measure")
@@ -141,6 +151,7 @@ def evaluate(
         queries=len(qids),
         queries_without_relevant=sum(max(g.values()) < relevance_level for g in judged.values()),
         final=final,
+        baselines=tuple(baselines),
         reference=reference,
         rankers=tuple(_summary(name, ordered[name], vectors[name], judged, seed) for name in runs),
         comparisons=_compare(primary, _pairs(list(runs), baselines, contrasts), measures[0], seed),
@@ -181,13 +192,13 @@ def _summary(
     )
 
 
-def _pairs(
-    names: list[str], baselines: Sequence[str], contrasts: Sequence[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """(ranker, against) without repeats: each ranker against the baselines shown before it, then the contrasts."""
-    pairs = [
-        (name, base) for i, name in enumerate(names) for base in baselines if base in names[:i]
-    ] + [(a, b) for a, b in contrasts if a in names and b in names]
+def _pairs(names: list[str], baselines: Sequence[str], contrasts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(ranker, against) without repeats: each ranker against the baselines shown before it, then the
+    contrasts.
+    """
+    pairs = [(name, base) for i, name in enumerate(names) for base in baselines if base in names[:i]] + [
+        (a, b) for a, b in contrasts if a in names and b in names
+    ]
     return list(dict.fromkeys(pairs))
 
 

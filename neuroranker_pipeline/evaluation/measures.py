@@ -1,8 +1,8 @@
 """Effectiveness measures per query, computed by ir-measures (trec_eval and the MS MARCO script behind it).
 
-A measure is named as tables in the field print it: ``MRR@10`` (trec_eval's reciprocal rank cut at 10), ``nDCG@10`` (linear
-gain and log2 discount, as trec_eval and TREC DL compute it; Järvelin and Kekäläinen 2002), ``R@100``, ``MAP``, or
-anything else that https://ir-measur.es names.
+A measure is named as tables in the field print it: ``MRR@10`` (trec_eval's reciprocal rank cut at 10),
+``nDCG@10`` (linear gain and log2 discount, as trec_eval and TREC DL compute it; Järvelin and Kekäläinen
+2002), ``R@100``, ``MAP``, or anything else that https://ir-measur.es names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neuroranker_pipeline.datasets.tables import CANDIDATES
+from neuroranker_pipeline.datasets import trec
 from neuroranker_pipeline.errors import BadInput
 
 DEFAULT_MEASURES = ("MRR@10", "nDCG@10", "R@100", "MAP")
@@ -27,12 +27,14 @@ def per_query(
     measures: Sequence[str] = DEFAULT_MEASURES,
     relevance_level: int = 1,
 ) -> pa.Table:
-    """The value of each measure for each judged query: a ``PER_QUERY`` table by measure (as given), then qid.
+    """The value of each measure for each judged query: a ``PER_QUERY`` table by measure (as given), then
+    qid.
 
-    ``run`` has columns qid, pid, score (more are ignored); ``qrels`` has qid, pid, grade. A judged query without results,
-    or without a relevant passage, counts 0; a query without judgments does not count; an unjudged passage is not
-    relevant. ``relevance_level`` is the lowest grade that counts as relevant for the binary measures (TREC DL: 2).
-    Raises ``BadInput`` for an unknown measure, a passage ranked or judged twice for a query, or a score that is no number.
+    ``run`` has columns qid, pid, score (more are ignored); ``qrels`` has qid, pid, grade. A judged query
+    without results, or without a relevant passage, counts 0; a query without judgments does not count; an
+    unjudged passage is not relevant. ``relevance_level`` is the lowest grade that counts as relevant for
+    the binary measures (TREC DL: 2). Raises ``BadInput`` for an unknown measure, a passage ranked or judged
+    twice for a query, or a score that is no number.
     """
     qids, values = measure_vectors(ranked(run), qrels, measures, relevance_level)
     columns = [
@@ -46,19 +48,30 @@ def per_query(
 def measure_vectors(
     ranked_run: pa.Table, qrels: pa.Table, measures: Sequence[str], relevance_level: int = 1
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """As ``per_query``, from a run that ``ranked`` made: the judged qids sorted, and float64 values in their order."""
+    """As ``per_query``, from a run that ``ranked`` made: the judged qids sorted, and float64 values in
+    their order.
+    """
     parsed = {parse_measure(name, relevance_level): name for name in measures}
     judged = judgments(qrels)
     qids = sorted(judged)
     position = {qid: i for i, qid in enumerate(qids)}
     run = ranked_run.filter(pc.is_in(ranked_run["qid"], pa.array(qids, pa.string())))
-    # trec_eval breaks ties by descending pid and holds scores as float32: negated ranks leave it nothing to decide.
+    # trec_eval breaks ties by descending pid and holds scores as float32: negated ranks leave it nothing to
+    # decide.
     scores = pc.negate(run["rank"].cast(pa.float64()))
     nested = _nested(run["qid"], run["pid"], scores)
     values = {name: np.zeros(len(qids)) for name in measures}
     for metric in ir_measures.iter_calc(list(parsed), judged, nested):
         values[parsed[metric.measure]][position[metric.query_id]] = metric.value
     return qids, values
+
+
+def mean_measures(
+    run: pa.Table, qrels: pa.Table, measures: Sequence[str] = DEFAULT_MEASURES, relevance_level: int = 1
+) -> dict[str, float]:
+    """Means over the judged queries, as ``per_query`` gives them one by one."""
+    _, values = measure_vectors(ranked(run), qrels, measures, relevance_level)
+    return {name: float(vector.mean()) for name, vector in values.items()}
 
 
 def parse_measure(name: str, relevance_level: int = 1) -> ir_measures.Measure:
@@ -71,22 +84,18 @@ def parse_measure(name: str, relevance_level: int = 1) -> ir_measures.Measure:
 
 
 def ranked(run: pa.Table) -> pa.Table:
-    """``run`` (qid, pid, score) as a CANDIDATES table: by qid, score descending, pid ascending, ranks from 1.
+    """``run`` (qid, pid, score) as a CANDIDATES table: by score descending, then pid ascending, ranks from 1.
 
-    Ties are decided here alone, so that every measure and every written run sees one order. Raises ``BadInput`` for a
-    missing column, a null or NaN score, or a passage ranked twice for a query.
+    Ties are decided here alone, so that every measure and every written run sees one order. Raises ``BadInput`` for
+    a missing column, a score that is not finite, or a passage ranked twice for a query.
     """
     missing = {"qid", "pid", "score"} - set(run.column_names)
     if missing:
         raise BadInput(f"run: no column {', '.join(sorted(missing))}; a run has qid, pid and score")
-    if pc.any(pc.is_null(run["score"], nan_is_null=True), min_count=0).as_py():
-        raise BadInput("run: a score is missing or not a number")
+    if not pc.all(pc.fill_null(pc.is_finite(run["score"]), False), min_count=0).as_py():
+        raise BadInput("run: a score is missing or not a finite number")
     _refuse_duplicates(run, "run: ranks")
-    run = run.select(["qid", "pid", "score"]).sort_by(
-        [("qid", "ascending"), ("score", "descending"), ("pid", "ascending")]
-    )
-    ranks = pa.array(_positions(run["qid"]) + 1, pa.int32())
-    return run.add_column(2, "rank", ranks).cast(CANDIDATES)
+    return trec.ranked(run)
 
 
 def judgments(qrels: pa.Table) -> dict[str, dict[str, int]]:
@@ -101,7 +110,9 @@ def judgments(qrels: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def oracle(candidates: pa.Table, qrels: pa.Table) -> pa.Table:
-    """The best order that any re-ranker can give these candidates: by grade, as a run. Its measures are their ceiling."""
+    """The best order that any re-ranker can give these candidates: by grade, as a run. Its measures are
+    their ceiling.
+    """
     grades = qrels.select(["qid", "pid", "grade"])
     joined = candidates.select(["qid", "pid"]).join(grades, keys=["qid", "pid"], join_type="left outer")
     score = pc.fill_null(joined["grade"], 0).cast(pa.float32())
@@ -113,14 +124,6 @@ def _refuse_duplicates(table: pa.Table, verb: str) -> None:
     twice = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()
     if twice:
         raise BadInput(f"{verb} passage {twice[0]['pid']} more than once for query {twice[0]['qid']}")
-
-
-def _positions(sorted_qids: pa.ChunkedArray) -> np.ndarray:
-    """Position of each row among the rows of its query, from 0."""
-    codes = sorted_qids.combine_chunks().dictionary_encode().indices.to_numpy()
-    rows = np.arange(len(codes))
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    return rows - np.repeat(starts, np.diff(starts, append=len(codes)))
 
 
 def _nested(qids: pa.ChunkedArray, pids: pa.ChunkedArray, values: pa.ChunkedArray) -> dict[str, dict]:

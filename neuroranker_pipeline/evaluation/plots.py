@@ -1,7 +1,8 @@
 """Small plots as inline SVG strings, and as text for places that show no images.
 
-Drawn by hand rather than with matplotlib, so that they take their colours from the page (light and dark), keep real text,
-and stay a few kilobytes. Every length is in SVG units; ``WIDTH`` units fill a phone's width at about full size.
+Drawn by hand rather than with matplotlib, so that they take their colours from the page (light and dark),
+keep real text, and stay a few kilobytes. Every length is in SVG units; ``WIDTH`` units fill a phone's width
+at about full size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Point = tuple[float, float]
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float]], label: str, ceiling: float | None = None) -> str:
-    """A dot with its interval for each ``(name, value, low, high)``, the last one emphasised, and the ceiling as a line."""
+    """A dot with its interval for each ``(name, value, low, high)``, the last one emphasised, and the
+    ceiling as a line.
+    """
     row_height, left, right = 26, 132, 48
     height = len(rows) * row_height + BOTTOM + TOP
     known = [x for _, *numbers in rows for x in numbers if math.isfinite(x)]
@@ -35,7 +38,9 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], label: str, ceili
         final = " final" if i == len(rows) - 1 else ""
         parts.append(f'<text class="name{final}" x="{left - 10}" y="{y + 4:.1f}">{escape(_cut(name, 20))}</text>')
         if math.isfinite(start) and math.isfinite(end):
-            parts.append(f'<line class="range{final}" x1="{x(start):.1f}" x2="{x(end):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(
+                f'<line class="range{final}" x1="{x(start):.1f}" x2="{x(end):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
         parts.append(f'<circle class="dot{final}" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/>')
         parts.append(f'<text class="value{final}" x="{WIDTH - 4}" y="{y + 4:.1f}">{value:.3f}</text>')
     return _svg(height, parts, f"{label} of each ranker with its 95% interval")
@@ -56,16 +61,20 @@ def lines(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str, hei
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in piece)
             parts.append(f'<polyline class="line series-{i % 6}" points="{path}"/>')
             if len(piece) == 1:
-                parts.append(f'<circle class="point series-{i % 6}" cx="{x(piece[0][0]):.1f}" cy="{y(piece[0][1]):.1f}" r="2.5"/>')
+                parts.append(
+                    f'<circle class="point series-{i % 6}" cx="{x(piece[0][0]):.1f}" cy="{y(piece[0][1]):.1f}" r="2.5"/>'
+                )
     return _svg(height, parts, f"{y_label} over {x_label}: {', '.join(series)}")
 
 
-def differences(values: Sequence[float], label: str, height: int = 170) -> str:
-    """The per-query differences in ascending order as one area: losses left and below zero, wins right and above."""
+def differences(values: Sequence[float], label: str, height: int = 210) -> str:
+    """The per-query differences in ascending order as one area: losses left and below zero, wins right and
+    above.
+    """
     if not values:
         return ""
     low, high = min(-0.05, *values), max(0.05, *values)
-    x, y = _scale(0, len(values), LEFT, WIDTH - RIGHT), _scale(low, high, height - BOTTOM, TOP)
+    x, y = _scale(0, len(values), LEFT, WIDTH - RIGHT), _scale(low, high, height - BOTTOM + 12, TOP)
     parts = _y_axis(y, low, high)
     parts.append(f'<text class="axis-label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 6}">{escape(label)}</text>')
     for css, side in (("loss", np.minimum), ("win", np.maximum)):
@@ -103,7 +112,7 @@ def downsample(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
     return [(float(x), float(y)) for x, y in (chunk.mean(axis=0) for chunk in chunks)]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 7) -> list[float]:
     """About ``count`` round numbers (1, 2 or 5 times a power of ten apart) from ``low`` to ``high``."""
     raw = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))
@@ -123,7 +132,7 @@ class _scale:
 
 def _x_axis(x: _scale, low: float, high: float, bottom: float, label: str, grid: bool = True) -> list[str]:
     parts = [f'<line class="axis" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{bottom}" y2="{bottom}"/>']
-    for tick in ticks(low, high, 5):
+    for tick in ticks(low, high, 7):
         if grid:
             parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 14}">{tick:g}</text>')
@@ -133,7 +142,7 @@ def _x_axis(x: _scale, low: float, high: float, bottom: float, label: str, grid:
 
 def _y_axis(y: _scale, low: float, high: float) -> list[str]:
     parts = []
-    for tick in ticks(low, high, 4):
+    for tick in ticks(low, high, 7):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text class="tick y" x="{LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:g}</text>')
     return parts

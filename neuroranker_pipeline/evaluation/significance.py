@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 9_999
+SIGN_PATTERNS = 9_999
+BOOTSTRAP_SAMPLES = 2_000  # enough for the ends of a 95% interval
 ELEMENTS_PER_BATCH = 2_000_000  # bounds the memory of one batch of resamples to 16 MB of float64
 
 
 def paired_randomization(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    seed: int = 0,
+    resamples: int = SIGN_PATTERNS,
 ) -> float:
     """Two-sided p of Fisher's paired randomization (sign-flip) test that the mean of ``a - b`` is 0.
 
-    ``a`` and ``b`` hold one value a query, in the same order. Every sign pattern is tried when there are at most
-    ``resamples`` of them; otherwise ``resamples`` random ones, where p = (hits + 1) / (resamples + 1) can never be 0 (Phipson
-    and Smyth 2010). The test that Smucker, Allan and Carterette (CIKM 2007) recommend for comparing runs.
+    ``a`` and ``b`` hold one value a query, in the same order. Every sign pattern is tried when there are at
+    most ``resamples`` of them; otherwise ``resamples`` random ones, where p = (hits + 1) / (resamples + 1)
+    can never be 0 (Phipson and Smyth 2010). The test that Smucker, Allan and Carterette (CIKM 2007)
+    recommend for comparing runs.
     """
     differences = _differences(a, b)
     differences = differences[differences != 0]  # flipping a zero changes nothing: the null distribution is the same
-    if differences.size == 0:
+    if differences.size < 2:  # one difference, flipped, is as large
         return 1.0
-    if 2.0**differences.size <= resamples:
+    if differences.size <= math.log2(resamples):
         exact = stats.permutation_test(
             (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=np.inf
         )
@@ -43,7 +49,7 @@ def paired_randomization(
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, seed: int = 0, confidence: float = 0.95, resamples: int = RESAMPLES
+    values: Sequence[float] | np.ndarray, seed: int = 0, confidence: float = 0.95, resamples: int = BOOTSTRAP_SAMPLES
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over queries (Efron and Tibshirani 1993, chapter 13).
 
@@ -65,7 +71,9 @@ def bootstrap_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values (1979), in the order given: below alpha where the family's error rate is alpha."""
+    """Holm's step-down adjusted p values (1979), in the order given: below alpha where the family's error
+    rate is alpha.
+    """
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -73,9 +81,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def wins_losses_ties(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
-) -> tuple[int, int, int]:
+def wins_losses_ties(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> tuple[int, int, int]:
     """On how many queries ``a`` is above, below and equal to ``b``."""
     differences = _differences(a, b)
     wins, losses = int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))

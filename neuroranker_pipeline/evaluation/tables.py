@@ -11,6 +11,7 @@ from neuroranker_pipeline.evaluation import plots
 if TYPE_CHECKING:
     from rich.table import Table
 
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 TERMINAL_MEASURES = 3  # with two changes and their p values, more would not fit 100 columns
 
 
@@ -27,11 +28,11 @@ def baselines(report: Mapping[str, Any]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return DASH if value is None else f"{value:.3f}"
 
 
 def signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+    return DASH if value is None else f"{value:+.3f}".replace("-", MINUS)
 
 
 def p_value(p: float) -> str:
@@ -42,7 +43,7 @@ def p_value(p: float) -> str:
 def change_text(comparison: Mapping[str, Any] | None) -> str:
     """``+0.063 (p 0.012)`` with the Holm-adjusted p, or a dash."""
     if comparison is None:
-        return "–"
+        return DASH
     return f"{signed(comparison['difference'])} ({p_value(comparison['p_holm'])})"
 
 
@@ -52,15 +53,12 @@ def render_table(report: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     measures, columns = report["measures"][:TERMINAL_MEASURES], baselines(report)
-    ceiling = f"; a perfect re-ranker of the BM25 candidates: {report['primary']} {number(report['ceiling'][report['primary']])}"
-    table = Table(
-        title=Text(f"{report['profile']}: {report['queries']:,} {report['split']} queries"),
-        caption=Text(
-            f"Change in {report['primary']} with Holm-adjusted p of a paired randomization test"
-            + (ceiling if report["ceiling"] else "")
-        ),
-        width=None,
-    )
+    caption = f"Change in {report['primary']} with Holm-adjusted p of a paired randomization test"
+    if report["ceiling"]:
+        best = number(report["ceiling"][report["primary"]])
+        caption += f"; a perfect re-ranker of the BM25 candidates: {report['primary']} {best}"
+    title = f"{report['profile']}: {report['queries']:,} {report['split']} queries"
+    table = Table(title=Text(title), caption=Text(caption))
     table.add_column("ranker", max_width=20, no_wrap=True, overflow="ellipsis")
     for measure in measures:
         table.add_column(measure, justify="right", max_width=9, no_wrap=True)
@@ -87,9 +85,11 @@ def table_text(report: Mapping[str, Any], width: int = 100) -> str:
 
 
 def markdown_table(report: Mapping[str, Any]) -> str:
-    """The summary table as Markdown, with a bar a ranker: safe where images are blocked (Dagster's metadata)."""
+    """The summary table as Markdown, with a bar a ranker: safe where images are blocked (Dagster's
+    metadata).
+    """
     measures, columns, primary = report["measures"], baselines(report), report["primary"]
-    header = ["ranker", *measures, "95% interval", *(f"vs {b}" for b in columns), primary]
+    header = ["ranker", *measures, "95% interval", *(f"vs {b}" for b in columns), ""]
     rows = [header, ["---", *["---:"] * (len(header) - 2), "---"]]
     top = max((row["measures"][primary] for row in report["rankers"]), default=0.0)
     for row in report["rankers"]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from neuroranker_pipeline.assets import ASSETS
 from neuroranker_pipeline.assets.corpus import raw_dataset
@@ -66,7 +67,8 @@ def bring_up_to_date(
 
     Raises ``NeuroRankerError`` with the reason when a run fails or a blocking check does.
     """
-    definitions = [asset.to_dagster(workspace.settings) for asset in ASSETS]
+    definitions = [asset.to_dagster(workspace.settings) for asset in assets]
+    _observe_source(workspace, instance)
     for asset in assets:
         for partition in asset.partitions(workspace.settings):
             if is_fresh(asset, workspace, partition):
@@ -78,6 +80,15 @@ def bring_up_to_date(
             _run(asset.name, partition, definitions, workspace, instance)
             manifest = workspace.lake.usable(asset.name, partition)
             yield Outcome(asset.name, partition, True, time.perf_counter() - started, manifest)
+
+
+def _observe_source(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    """Tell the instance when the raw data's version is not the one it knows."""
+    version = workspace.source.digest()
+    tags = {DATA_VERSION_TAG: version}
+    known = instance.get_latest_data_version_record(raw_dataset.key)
+    if known is None or (known.asset_observation or known.asset_materialization).tags != tags:
+        instance.report_runless_asset_event(dg.AssetObservation(raw_dataset.key, tags=tags))
 
 
 def _run(
@@ -101,7 +112,9 @@ def _run(
     except dg.DagsterError as error:
         raise NeuroRankerError(f"{label(name, partition)}: {error}") from error
     if not result.success:
-        workspace.lake.usable(name, partition)  # a failed check says more than the run's error
+        manifest = workspace.lake.manifest(name, partition)
+        if manifest is not None and manifest.run_id == result.run_id:
+            workspace.lake.usable(name, partition)  # names the failed check
         raise NeuroRankerError(f"{label(name, partition)} failed: {_reason(result)}")
 
 

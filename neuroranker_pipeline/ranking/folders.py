@@ -68,7 +68,9 @@ def _pooling(file: Path) -> Pooling:
     config = read_json(file)
     mode = config.get("pooling_mode")
     if mode is None:  # before release 5.4: one boolean a mode
-        modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
+        modes = [
+            key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
+        ]
         mode = {"mean_tokens": "mean", "cls_token": "cls"}.get(modes[0]) if len(modes) == 1 else modes
     if mode not in ("mean", "cls"):
         raise BadInput(f"{file}: pooling {mode!r} is not supported; only 'mean' and 'cls' are")
@@ -79,7 +81,12 @@ def write_bi_encoder(folder: Path, pooling: Pooling, dimension: int, max_length:
     """Write the JSON files that make a saved transformer open as ``SentenceTransformer(folder)``."""
     prefix = "sentence_transformers.models"
     _write_modules(
-        folder, [("", f"{prefix}.Transformer"), ("1_Pooling", f"{prefix}.Pooling"), ("2_Normalize", f"{prefix}.Normalize")]
+        folder,
+        [
+            ("", f"{prefix}.Transformer"),
+            ("1_Pooling", f"{prefix}.Pooling"),
+            ("2_Normalize", f"{prefix}.Normalize"),
+        ],
     )
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     write_json(
@@ -132,7 +139,10 @@ def write_cross_encoder(folder: Path, pooling: Pooling, dimension: int, head: nn
             "module_output_name": "scores",
         },
     )
-    save_file({f"linear.{key}": value for key, value in head.state_dict().items()}, folder / "2_Dense" / "model.safetensors")
+    save_file(
+        {f"linear.{key}": value for key, value in head.state_dict().items()},
+        folder / "2_Dense" / "model.safetensors",
+    )
     write_json(
         folder / "config_sentence_transformers.json",
         {"model_type": "CrossEncoder", "activation_fn": IDENTITY, "prompts": {}},

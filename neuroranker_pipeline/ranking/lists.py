@@ -21,12 +21,14 @@ RELEVANT = 1  # the lowest grade of a positive
 class ListSettings:
     """How training lists are drawn.
 
-    negatives: passages beside the positive. depth: only the first ``depth`` negatives in ``order`` are drawn from.
-    order: by candidate rank, or by the prior scores (hard negatives first). draw: one negative from each of
-    equally long rank ranges, or the hardest ones. false_negative_margin: leave out negatives whose prior score
-    is more than this above the positive's, for they are probably unjudged positives (RocketQA's denoising,
-    https://arxiv.org/abs/2010.08191); ``None`` keeps all. queries: at most so many. lists_per_query: lists drawn from
-    each query, differing in their negatives.
+    negatives: passages beside the positive; 0 leaves in-batch contrast alone.
+    depth: negatives are drawn from the first ``depth`` in ``order``.
+    order: by candidate rank, or by prior score.
+    draw: one negative from each of equally long rank ranges, or the first ones.
+    false_negative_margin: leave out negatives whose prior score is more than this above the positive's, for they are
+    probably unjudged positives (RocketQA's denoising, https://arxiv.org/abs/2010.08191); ``None`` keeps all.
+    queries: at most so many, chosen by a hash of the seed and the qid.
+    lists_per_query: lists drawn from each query, differing in their negatives.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -40,7 +42,7 @@ class ListSettings:
     lists_per_query: int = 1
 
     def __post_init__(self) -> None:
-        require(self.negatives >= 1, "negatives", "at least 1", self.negatives)
+        require(self.negatives >= 0, "negatives", "at least 0", self.negatives)
         require(self.depth >= self.negatives, "depth", "at least the number of negatives", self.depth)
         require(self.queries is None or self.queries >= 1, "queries", "at least 1", self.queries)
         require(self.lists_per_query >= 1, "lists_per_query", "at least 1", self.lists_per_query)
@@ -89,28 +91,31 @@ def sample_lists(
     if prior is None and (settings.order == "prior" or settings.false_negative_margin is not None):
         raise BadInput("training lists by prior score need the prior scores of the candidates; none were given")
     relevant = positives(qrels)
-    priors, teachers = _scores(prior), _scores(teacher)
-    qids: list[str] = []
-    rows: list[list[str]] = []
+    table = with_positives(candidates, qrels)
+    table = _attach(_attach(table, prior, "prior"), teacher, "teacher")
+    lists: list[tuple[str, _Group]] = []
     skipped = 0
-    for qid, pids in _groups(candidates):
-        if qid not in relevant:
-            continue
-        for copy in range(settings.lists_per_query):
-            rng = np.random.default_rng([seed, _stable(qid), copy])
-            drawn = _draw(qid, pids, relevant[qid], settings, rng, priors, teachers)
+    for qid, group in _groups(table):
+        for copy in range(settings.lists_per_query if qid in relevant else 0):
+            drawn = _draw(group, relevant[qid], settings, np.random.default_rng([seed, _stable(qid), copy]))
             skipped += drawn is None
             if drawn is not None:
-                qids.append(qid)
-                rows.append(drawn)
-    if not rows:
+                lists.append((qid, drawn))
+    if not lists:
         raise BadInput(
             f"no training list: none of the candidates' queries has a judged positive and {settings.negatives} "
             "negatives; lower `negatives`, or check that candidates and qrels hold the same qids"
         )
-    qids, rows = _limited(qids, rows, settings, seed)
+    names = sorted({qid for qid, _ in lists}, key=lambda qid: (_stable(f"{seed}/{qid}"), qid))
+    kept = set(names[: settings.queries])
+    lists = [(qid, drawn) for qid, drawn in lists if qid in kept]
     return TrainingLists(
-        qids, np.array(rows, dtype=object), _matrix(qids, rows, priors), _matrix(qids, rows, teachers), relevant, skipped
+        qids=[qid for qid, _ in lists],
+        pids=np.array([drawn.pids for _, drawn in lists], dtype=object),
+        prior=None if prior is None else np.stack([drawn.prior for _, drawn in lists]),
+        teacher=None if teacher is None else np.stack([drawn.teacher for _, drawn in lists]),
+        relevant={qid: relevant[qid] for qid in kept},
+        skipped=skipped,
     )
 
 
@@ -128,83 +133,72 @@ def with_positives(candidates: pa.Table, qrels: pa.Table) -> pa.Table:
 
     For training queries only: the teacher has to score a positive for the student to learn from it.
     """
-    relevant = positives(qrels)
-    added = []
-    for qid, pids in _groups(candidates):
-        missing = sorted(relevant.get(qid, set()) - set(pids))
-        added += [{"qid": qid, "pid": pid, "rank": len(pids) + i + 1, "score": 0.0} for i, pid in enumerate(missing)]
     columns = candidates.select(CANDIDATES.names).cast(CANDIDATES)
+    judged = qrels.filter(pc.greater_equal(qrels["grade"], RELEVANT)).select(["qid", "pid"])
+    judged = judged.filter(pc.is_in(judged["qid"], pc.unique(columns["qid"])))
+    missed = judged.join(columns.select(["qid", "pid"]), ["qid", "pid"], join_type="left anti")
+    last = columns.group_by("qid").aggregate([("rank", "max")])
+    rank = dict(zip(last["qid"].to_pylist(), last["rank_max"].to_pylist(), strict=True))
+    added = []
+    for row in missed.sort_by([("qid", "ascending"), ("pid", "ascending")]).to_pylist():
+        rank[row["qid"]] += 1
+        added.append({**row, "rank": rank[row["qid"]], "score": 0.0})
     return pa.concat_tables([columns, pa.Table.from_pylist(added, schema=CANDIDATES)])
 
 
-def _draw(
-    qid: str,
-    pids: list[str],
-    relevant: set[str],
-    settings: ListSettings,
-    rng: np.random.Generator,
-    prior: dict[tuple[str, str], float] | None,
-    teacher: dict[tuple[str, str], float] | None,
-) -> list[str] | None:
-    tables = [table for table in (prior, teacher) if table is not None]
+@dataclass(frozen=True)
+class _Group:
+    """Some candidates of one query; scores are NaN where there are none."""
 
-    def scored(pid: str) -> bool:
-        return all((qid, pid) in table for table in tables)
+    pids: np.ndarray
+    prior: np.ndarray
+    teacher: np.ndarray
 
-    usable = [pid for pid in sorted(relevant) if scored(pid)]
-    if not usable:
+    def take(self, rows: np.ndarray) -> _Group:
+        return _Group(self.pids[rows], self.prior[rows], self.teacher[rows])
+
+
+def _draw(group: _Group, relevant: set[str], settings: ListSettings, rng: np.random.Generator) -> _Group | None:
+    """The positive and its negatives, or ``None`` when there are too few."""
+    is_positive = np.array([pid in relevant for pid in group.pids])
+    if not is_positive.any():
         return None
-    positive = usable[rng.integers(len(usable))]
-    negatives = [pid for pid in pids if pid not in relevant and scored(pid)]
-    if prior is not None:
-        if settings.false_negative_margin is not None:
-            ceiling = prior[qid, positive] + settings.false_negative_margin
-            negatives = [pid for pid in negatives if prior[qid, pid] <= ceiling]
-        if settings.order == "prior":
-            negatives.sort(key=lambda pid: (-prior[qid, pid], pid))
+    positive = rng.choice(np.flatnonzero(is_positive))
+    negatives = np.flatnonzero(~is_positive)
+    if settings.false_negative_margin is not None:
+        ceiling = group.prior[positive] + settings.false_negative_margin
+        negatives = negatives[group.prior[negatives] <= ceiling]
+    if settings.order == "prior":
+        negatives = negatives[np.argsort(-group.prior[negatives], kind="stable")]
     negatives = negatives[: settings.depth]
     if len(negatives) < settings.negatives:
         return None
     if settings.draw == "hardest":
-        return [positive, *negatives[: settings.negatives]]
-    edges = np.linspace(0, len(negatives), settings.negatives + 1).astype(int)
-    return [positive, *(negatives[rng.integers(a, b)] for a, b in zip(edges[:-1], edges[1:], strict=True))]
+        drawn = negatives[: settings.negatives]
+    else:
+        edges = np.linspace(0, len(negatives), settings.negatives + 1).astype(int)
+        drawn = negatives[rng.integers(edges[:-1], edges[1:])]
+    return group.take(np.concatenate([[positive], drawn]))
 
 
-def _groups(candidates: pa.Table) -> Iterator[tuple[str, list[str]]]:
-    """Every qid with its pids by rank (then pid), qids in order."""
-    table = candidates.select(["qid", "rank", "pid"]).sort_by([("qid", "ascending"), ("rank", "ascending"), ("pid", "ascending")])
-    counts = table["qid"].combine_chunks().value_counts()
-    pids, start = table["pid"].combine_chunks(), 0
-    for count in counts:
-        size = count["counts"].as_py()
-        yield count["values"].as_py(), pids.slice(start, size).to_pylist()
-        start += size
-
-
-def _scores(table: pa.Table | None) -> dict[tuple[str, str], float] | None:
-    if table is None:
-        return None
-    keys = zip(table["qid"].to_pylist(), table["pid"].to_pylist(), strict=True)
-    return dict(zip(keys, table["score"].to_pylist(), strict=True))
-
-
-def _matrix(
-    qids: list[str], rows: list[list[str]], scores: dict[tuple[str, str], float] | None
-) -> np.ndarray | None:
+def _attach(table: pa.Table, scores: pa.Table | None, name: str) -> pa.Table:
+    """Add a column of scores; rows that a given table does not score are dropped."""
     if scores is None:
-        return None
-    return np.array([[scores[qid, pid] for pid in row] for qid, row in zip(qids, rows, strict=True)], np.float32)
+        return table.append_column(name, pa.nulls(len(table), pa.float32()))
+    scores = scores.select(["qid", "pid", "score"]).rename_columns(["qid", "pid", name])
+    return table.join(scores, ["qid", "pid"], join_type="inner")
 
 
-def _limited(
-    qids: list[str], rows: list[list[str]], settings: ListSettings, seed: int
-) -> tuple[list[str], list[list[str]]]:
-    """The lists of ``settings.queries`` queries, chosen by a hash of the qid."""
-    names = sorted(set(qids), key=lambda qid: (_stable(f"{seed}/{qid}"), qid))
-    kept = set(names[: settings.queries])
-    chosen = [i for i, qid in enumerate(qids) if qid in kept]
-    return [qids[i] for i in chosen], [rows[i] for i in chosen]
+def _groups(table: pa.Table) -> Iterator[tuple[str, _Group]]:
+    """Every qid, in order, with its candidates by rank (then pid)."""
+    table = table.sort_by([("qid", "ascending"), ("rank", "ascending"), ("pid", "ascending")])
+    pids = table["pid"].to_numpy(zero_copy_only=False)
+    prior, teacher = (table[name].to_numpy(zero_copy_only=False) for name in ("prior", "teacher"))
+    start = 0
+    for count in table["qid"].combine_chunks().value_counts():
+        part = slice(start, start + count["counts"].as_py())
+        yield count["values"].as_py(), _Group(pids[part], prior[part], teacher[part])
+        start = part.stop
 
 
 def _stable(text: str) -> int:

@@ -9,15 +9,27 @@ import torch
 from torch.nn import functional as F
 
 
-def listwise_softmax(scores: torch.Tensor, positive: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy of the softmax over each list against its one positive candidate.
+def listwise_softmax(scores: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of the softmax over each list against target probabilities, shaped like ``scores``.
 
-    ``positive`` (lists,) int64 is the positive's column, the first one by default. This is ListNet's top-one loss
-    (Cao et al. 2007) with one relevant item, the localized contrastive loss of https://arxiv.org/abs/2101.08751.
+    By default all of the target is on column 0, the positive. This is ListNet's top-one loss (Cao et al. 2007), and
+    with one positive the localized contrastive loss of https://arxiv.org/abs/2101.08751.
     """
-    if positive is None:
-        positive = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    return F.cross_entropy(scores, positive)
+    if targets is None:
+        targets = torch.zeros_like(scores)
+        targets[:, 0] = 1.0
+    return F.cross_entropy(scores, targets)
+
+
+def soften(prior: torch.Tensor, weight: float, temperature: float) -> torch.Tensor:
+    """Targets for ``listwise_softmax``: 1 - ``weight`` on column 0, the rest spread as softmax(prior / temperature).
+
+    Label smoothing towards another ranker instead of the uniform distribution (https://arxiv.org/abs/1909.11723): it
+    keeps a teacher with few queries near what that ranker knows.
+    """
+    targets = weight * F.softmax(prior / temperature, dim=-1)
+    targets[:, 0] += 1.0 - weight
+    return targets
 
 
 def pointwise_bce(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

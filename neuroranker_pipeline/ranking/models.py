@@ -46,7 +46,11 @@ class BiEncoder(nn.Module):
     """A transformer, a pooling and a normalization (Sentence-BERT, https://arxiv.org/abs/1908.10084)."""
 
     def __init__(
-        self, transformer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, max_length: int
+        self,
+        transformer: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: Pooling,
+        max_length: int,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -94,6 +98,14 @@ class BiEncoder(nn.Module):
         return infer(self, self.tokenize(texts), compute, "encoding", progress)
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that stays in float32 under autocast: bfloat16 logits tie, and ties are no ranking."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
 class CrossEncoder(nn.Module):
     """A transformer over "query [SEP] passage" and a linear score (https://arxiv.org/abs/1901.04085).
 
@@ -115,6 +127,10 @@ class CrossEncoder(nn.Module):
         self.head = head
         self.pooling = pooling
         self.max_length = max_length
+        inner = set(transformer.base_model.modules())
+        for module in [*transformer.modules(), head]:
+            if type(module) is nn.Linear and module not in inner:
+                module.__class__ = Float32Linear
 
     @classmethod
     def load(cls, name: str | Path, layers: int | None = None, max_length: int | None = None) -> CrossEncoder:
@@ -138,7 +154,9 @@ class CrossEncoder(nn.Module):
         return cls(transformer, tokenizer, head, layout.pooling, length)
 
     @classmethod
-    def start(cls, name: str | Path, max_length: int, layers: int | None = None, seed: int = 0) -> CrossEncoder:
+    def start(
+        cls, name: str | Path, max_length: int | None = None, layers: int | None = None, seed: int = 0
+    ) -> CrossEncoder:
         """A cross-encoder to train: a ready one as it is, or any other encoder with a new, seeded head.
 
         A new head reads the mean over the tokens of the pair: starting from a sentence encoder it needs far fewer
@@ -200,7 +218,11 @@ def forward_rows(model: nn.Module, tokens: Tokens, rows: np.ndarray, max_tokens:
 
 
 def infer(
-    model: BiEncoder | CrossEncoder, tokens: Tokens, compute: Compute, label: str = "inference", progress: Progress = silent
+    model: BiEncoder | CrossEncoder,
+    tokens: Tokens,
+    compute: Compute,
+    label: str = "inference",
+    progress: Progress = silent,
 ) -> np.ndarray:
     """The model's float32 output for every sequence, without gradients or dropout."""
     was_training = model.training
@@ -218,12 +240,10 @@ def infer(
 
 
 def _load_encoder(folder: Path, layers: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options = _truncated(folder, layers)
     with _quiet():
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type in ("bert", "roberta", "xlm-roberta", "electra"):
-            options |= {"add_pooling_layer": False} if config.model_type != "electra" else {}
-        transformer = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+        transformer = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **_truncated(folder, layers)
+        )
         return transformer, AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,10 +1,12 @@
-"""The run-metrics store: what every materialization measured, as Parquet files that any DuckDB client can query.
+"""The run-metrics store: what every materialization measured, as Parquet files that any DuckDB client can
+query.
 
-Each materialization adds one file to ``materializations/`` and, when it has figures, one to ``figures/``. No file is ever
-rewritten, so any number of readers and writers work side by side without a lock. ``views.sql`` gives the same views to a
-plain client: ``duckdb -init <root>/views.sql``.
+Each materialization adds one file to ``materializations/`` and, when it has figures, one to ``figures/``.
+No file is ever rewritten, so any number of readers and writers work side by side without a lock.
+``views.sql`` gives the same views to a plain client: ``duckdb -init <root>/views.sql``.
 
-Cost (two cores): an append takes a few milliseconds; a query over 10,000 files in each folder, about three seconds.
+Cost (two cores): an append takes about 10 ms; a query of a store with 1,000 materializations half a second, with 5,000
+(10,000 files) three seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import io
 import os
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +93,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One materialization. ``started_at`` is aware of its time zone; ``checks_passed`` None means not checked yet."""
+    """One materialization. ``started_at`` is aware of its time zone; ``checks_passed`` None means not
+    checked yet.
+    """
 
     run_id: str
     profile: str
@@ -112,7 +117,9 @@ class RunRecord:
 
 
 def history_figures(history: Iterable[Mapping[str, Any]], prefix: str = "") -> tuple[Figure, ...]:
-    """A training history (``{"step": 10, "loss": 0.7, "lr": 1e-4, ...}`` a row) as curve points; other text is left out."""
+    """A training history (``{"step": 10, "loss": 0.7, "lr": 1e-4, ...}`` a row) as curve points; other text
+    is left out.
+    """
     return tuple(
         Figure(prefix + name, float(value), int(row["step"]))
         for row in history
@@ -134,7 +141,12 @@ class MetricsStore:
         """
         record_id = uuid.uuid4().hex
         self._create()
-        keys = {"record_id": record_id, "run_id": record.run_id, "asset": record.asset, "partition": record.partition}
+        keys = {
+            "record_id": record_id,
+            "run_id": record.run_id,
+            "asset": record.asset,
+            "partition": record.partition,
+        }
         figures = [{**keys, "name": f.name, "step": f.step, "value": f.value} for f in record.figures]
         stamp = record.started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
         name = f"{stamp}-{record_id}.parquet"
@@ -145,15 +157,19 @@ class MetricsStore:
         return record_id
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """An in-memory DuckDB connection with the views ``materializations``, ``figures``, ``latest``, ``measures``
-        and ``curves``, each of which reads what is in the store when it is queried. The caller closes it."""
+        """An in-memory DuckDB connection with the views ``materializations``, ``figures``, ``latest``,
+        ``measures`` and ``curves``, each of which reads what is in the store when it is queried. The
+        caller closes it.
+        """
         return self._connection("VIEW")
 
     def query(self, sql: str) -> tuple[list[str], list[tuple]]:
-        """Column names and rows of one reading statement (SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
+        """Column names and rows of one reading statement (SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE,
+        EXPLAIN).
 
-        It runs over a copy of the store in memory, without access to any file: DuckDB 2 takes a COPY inside WITH, which
-        the kind of statement does not show. Raises ``BadInput`` with one line for anything else and for SQL errors.
+        It runs over a copy of the store in memory, without access to any file: DuckDB 2 takes a COPY inside
+        WITH, which the kind of statement does not show. Raises ``BadInput`` with one line for anything else
+        and for SQL errors.
         """
         import duckdb
 
@@ -184,6 +200,7 @@ class MetricsStore:
             filesystem.invalidate_cache()
             connection.register_filesystem(filesystem)
         try:
+            connection.execute("SET preserve_insertion_order = false")  # a third faster over many small files
             connection.execute(self._relations(kind) + VIEWS)
         except duckdb.Error as error:
             connection.close()
@@ -202,10 +219,12 @@ class MetricsStore:
         )
 
     def _create(self) -> None:
-        """Make the folders, an empty Parquet file in each (a glob that matches nothing is an error), and views.sql.
+        """Make the folders, an empty Parquet file in each (a glob that matches nothing is an error), and
+        views.sql.
 
-        Leaves alone what is right already, so that a store on a read-only disk can be read. The paths in views.sql are
-        absolute, because DuckDB resolves relative ones from where the client was started; a moved lake gets new ones.
+        Leaves alone what is right already, so that a store on a read-only disk can be read. The paths in
+        views.sql are absolute, because DuckDB resolves relative ones from where the client was started; a
+        moved lake gets new ones.
         """
         filesystem, path = self._filesystem()
         for family, schema in FAMILIES.items():
@@ -214,12 +233,11 @@ class MetricsStore:
         views = (
             f"-- Views over the run metrics. Open with: duckdb -init {path}/views.sql\n\n" + self.views_sql()
         ).encode()
-        try:
+        with suppress(OSError):  # not there yet
             if filesystem.cat_file(f"{path}/views.sql") == views:
                 return
-        except FileNotFoundError:
-            pass
-        self._write("views.sql", views)
+        with suppress(OSError):  # a store that cannot be written to can still be read
+            self._write("views.sql", views)
 
     def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, path = fsspec.core.url_to_fs(self.root)

@@ -1,0 +1,153 @@
+"""What the untouched base student knows, and the teacher trained beside it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from neuroranker_pipeline.assets.corpus import passages, qrels, queries
+from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
+from neuroranker_pipeline.assets.previews import bars, table_preview
+from neuroranker_pipeline.assets.retrieval import bm25_candidates
+from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.assets.training import embed_shard, list_pairs, record_training, texts_for
+from neuroranker_pipeline.checks import ranking as checks
+from neuroranker_pipeline.datasets.shards import judgments_of
+from neuroranker_pipeline.datasets.tables import SCORES, read_table, write_table
+
+
+@lake_asset(
+    group="teacher",
+    kinds={"pytorch", "parquet"},
+    needs=[passages],
+    settings=["student.base", "student.layers", "student.max_length", "shards.passages"],
+    shards="passages",
+    checks=[checks.embeddings_are_unit_vectors],
+    pool="gpu",
+)
+def base_embeddings(step: Step) -> None:
+    """The passages of the shard as vectors of the untouched base student: pid, embedding."""
+    from neuroranker_pipeline.ranking.models import BiEncoder
+
+    student = step.settings.student
+    embed_shard(step, BiEncoder.load(student.base, student.layers, student.max_length))
+
+
+@lake_asset(
+    group="teacher",
+    kinds={"pytorch", "parquet"},
+    needs=[Needs(base_embeddings, "all"), Needs(bm25_candidates, "own"), queries, qrels],
+    settings=["student.base", "student.layers", "student.max_length"],
+    shards="queries",
+    checks=[checks.scores_are_sane],
+    pool="gpu",
+)
+def base_scores(step: Step) -> None:
+    """The untouched base student's cosine for every candidate, and for training positives that BM25 missed.
+
+    It is the ranker to beat, the first stage of the teacher's cascade, and the judge of false negatives.
+    """
+    from neuroranker_pipeline.evaluation.measures import mean_measures
+    from neuroranker_pipeline.ranking.device import pick_compute
+    from neuroranker_pipeline.ranking.embeddings import TorchEncoder, cosine_scores, encode_texts, read_embeddings
+    from neuroranker_pipeline.ranking.lists import with_positives
+    from neuroranker_pipeline.ranking.models import BiEncoder
+
+    assert step.partition is not None
+    candidates, judged = read_table(step.read("bm25_candidates")), read_table(step.read("qrels"))
+    if step.partition.startswith("train"):
+        candidates = with_positives(candidates, judged)
+    student, compute = step.settings.student, pick_compute(step.settings.device)
+    model = BiEncoder.load(student.base, student.layers, student.max_length)
+    texts, _ = texts_for(step, candidates, passages=False)
+    encoded = encode_texts(texts, list(texts), TorchEncoder(model, compute), "qid")
+    scores = cosine_scores(candidates, encoded, read_embeddings(step.read_all("base_embeddings")))
+    measures = mean_measures(scores, judgments_of(judged, texts))
+    step.record(write_table(step.out, scores, SCORES), **measures)
+    step.device = str(compute)
+    step.show("measures", bars(measures))
+    step.check(checks.scores_are_sane(scores))
+
+
+@lake_asset(
+    group="teacher",
+    kinds={"pytorch"},
+    needs=[Needs(bm25_candidates, "train+dev"), Needs(base_scores, "train+dev"), passages, queries, qrels],
+    settings=["teacher", "cascade_depth", "seed"],
+    checks=[checks.loss_is_finite, checks.beats_bm25],
+    pool="gpu",
+)
+def teacher_checkpoint(step: Step) -> None:
+    """A cross-encoder trained on judged candidates; opens with sentence-transformers' ``CrossEncoder``."""
+    from neuroranker_pipeline.ranking.lists import positives, with_positives
+    from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, top_by
+    from neuroranker_pipeline.ranking.teacher import train_teacher
+
+    judged = read_table(step.read("qrels"))
+    candidates = with_positives(read_table(step.read_all("bm25_candidates", "train")), judged)
+    prior = read_table(step.read_all("base_scores"))
+    dev = top_by(read_table(step.read("base_scores", "dev")), step.settings.cascade_depth)
+    texts, found = texts_for(step, pa.concat_tables([candidates.select(["qid", "pid"]), dev.select(["qid", "pid"])]))
+    result = train_teacher(
+        candidates,
+        judged,
+        texts,
+        found,
+        step.settings.teacher,
+        step.settings.seed,
+        step.out,
+        step.work,
+        dev=dev,
+        prior=prior,
+        device=step.settings.device,
+        progress=step.progress,
+    )
+    bm25 = mean_reciprocal_rank(read_table(step.read("bm25_candidates", "dev")), positives(judged))
+    record_training(step, result)
+    step.check(checks.beats_bm25(result.dev_mrr or 0.0, bm25))
+
+
+@lake_asset(
+    group="teacher",
+    kinds={"pytorch", "parquet"},
+    needs=[
+        teacher_checkpoint,
+        Needs(bm25_candidates, "own"),
+        Needs(base_scores, "own"),
+        passages,
+        queries,
+        qrels,
+    ],
+    settings=["cascade_depth", "student.lists", "seed"],
+    shards="queries",
+    checks=[checks.scores_are_complete, checks.scores_are_sane],
+    pool="gpu",
+)
+def teacher_scores(step: Step) -> None:
+    """The teacher's score of the pairs that matter: qid, pid, score.
+
+    In a training shard, the passages of the student's training lists; in an evaluation split, the candidates that the
+    base student ranks highest (a cascade), the others keeping its order.
+    """
+    from neuroranker_pipeline.ranking.device import pick_compute
+    from neuroranker_pipeline.ranking.lists import sample_lists, with_positives
+    from neuroranker_pipeline.ranking.models import CrossEncoder
+    from neuroranker_pipeline.ranking.scoring import score_candidates, top_by
+
+    assert step.partition is not None
+    prior = read_table(step.read("base_scores"))
+    if step.partition.startswith("train"):
+        judged = read_table(step.read("qrels"))
+        candidates = with_positives(read_table(step.read("bm25_candidates")), judged)
+        lists = sample_lists(candidates, judged, step.settings.student.lists, step.settings.seed, prior=prior)
+        pairs = list_pairs(lists)
+    else:
+        pairs = top_by(prior, step.settings.cascade_depth)
+    texts, found = texts_for(step, pairs)
+    compute = pick_compute(step.settings.device)
+    model = CrossEncoder.load(step.read("teacher_checkpoint"))
+    scores = score_candidates(model, pairs, texts, found, compute, step.progress)
+    step.record(write_table(step.out, scores, SCORES))
+    step.device = str(compute)
+    step.show("preview", table_preview(scores))
+    step.check(checks.scores_are_complete(scores, pairs))
+    step.check(checks.scores_are_sane(scores))

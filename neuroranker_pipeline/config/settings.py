@@ -1,0 +1,88 @@
+"""Every setting of a run, typed. A profile's YAML fills them; see :mod:`neuroranker_pipeline.config.load`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from neuroranker_pipeline.datasets.pydocs import PydocsSettings
+from neuroranker_pipeline.errors import require
+from neuroranker_pipeline.export.settings import QuantizationSettings
+from neuroranker_pipeline.ranking.settings import StudentSettings, TeacherSettings
+from neuroranker_pipeline.retrieval.bm25 import BM25Settings
+
+FORBID: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """How many partitions the training queries and the passages are split into."""
+
+    train_queries: int = 2
+    passages: int = 2
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+
+    def __post_init__(self) -> None:
+        require(1 <= self.train_queries <= 99, "train_queries", "from 1 to 99", self.train_queries)
+        require(1 <= self.passages <= 99, "passages", "from 1 to 99", self.passages)
+
+
+@dataclass(frozen=True)
+class Int8Bounds:
+    """What int8 may cost. mrr_loss: fall of MRR@10 on dev; batch_sensitivity: change of a text's vector, as one minus
+    the cosine, with the texts that share its batch."""
+
+    mrr_loss: float = 0.01
+    batch_sensitivity: float = 1e-4
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+
+    def __post_init__(self) -> None:
+        require(self.mrr_loss >= 0, "mrr_loss", "at least 0", self.mrr_loss)
+        require(self.batch_sensitivity >= 0, "batch_sensitivity", "at least 0", self.batch_sensitivity)
+
+
+@dataclass(frozen=True)
+class BentoSettings:
+    """The Bento's name in the BentoML store, as in ``bentoml serve <name>:latest``."""
+
+    name: str = "ranker"
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+
+    def __post_init__(self) -> None:
+        good = re.fullmatch(r"[a-z0-9]([-_.a-z0-9]*[a-z0-9])?", self.name) is not None
+        require(good, "name", "lower-case letters, digits, '-', '_' and '.'", self.name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One profile. ``cascade_depth``: how many candidates of an evaluation query the teacher scores, the base student's
+    best; ``device``: where models are trained and run."""
+
+    profile: str
+    seed: int = 13
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cascade_depth: int = 100
+    data: PydocsSettings = field(default_factory=PydocsSettings)
+    shards: ShardSettings = field(default_factory=ShardSettings)
+    bm25: BM25Settings = field(default_factory=BM25Settings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
+    int8_bounds: Int8Bounds = field(default_factory=Int8Bounds)
+    bento: BentoSettings = field(default_factory=BentoSettings)
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(self.cascade_depth >= 10, "cascade_depth", "at least 10, the depth of MRR@10", self.cascade_depth)
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.profile) is not None,
+            "profile",
+            "a file name of letters, digits, '.', '_' and '-'",
+            self.profile,
+        )

@@ -1,0 +1,133 @@
+"""Queries and passages from tab-separated files (plain, .gz, or members of a .tar.gz) and from Parquet
+folders.
+
+Everything is streamed: an archive is never extracted to disk, only its regular members are read, and a line has a
+bounded length.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import pyarrow as pa
+
+from neuroranker_pipeline.datasets.tables import read_batches
+from neuroranker_pipeline.errors import BadInput
+
+MAX_LINE_BYTES = 1 << 20
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+
+Line = tuple[str, str]
+"""(where it stands, ``file:line``; its text without the line end)."""
+
+
+def read_queries_tsv(path: Path) -> dict[str, str]:
+    """Read ``qid<TAB>text`` lines. Raises ``BadInput`` naming file and line for a bad line or a repeated qid."""
+    queries: dict[str, str] = {}
+    for where, qid, text in _rows(path, "qid"):
+        if qid in queries:
+            raise BadInput(f"{where}: query {qid} occurs twice")
+        queries[qid] = text
+    if not queries:
+        raise BadInput(f"{path}: no query in it")
+    return queries
+
+
+def read_passages(path: Path, wanted: set[str] | None = None) -> dict[str, str]:
+    """Read pid -> text from ``pid<TAB>text`` lines or a Parquet folder; only the ``wanted`` pids where given.
+
+    Reading stops once every wanted pid is found; a pid that is not there is simply missing from the answer.
+    Memory is that of the texts returned. Raises ``BadInput`` naming file and line for a bad line or a
+    repeated pid.
+    """
+    passages: dict[str, str] = {}
+    rows = _parquet_rows(path) if path.is_dir() else _rows(path, "pid")
+    for where, pid, text in rows:
+        if wanted is not None and pid not in wanted:
+            continue
+        if pid in passages:
+            raise BadInput(f"{where}: passage {pid} occurs twice")
+        passages[pid] = text
+        if wanted is not None and len(passages) == len(wanted):
+            break
+    return passages
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Stream the non-blank lines of a UTF-8 text file, a .gz of one, or every .tsv and .txt member of an
+    archive.
+    """
+    with _readable(path):
+        if path.name.endswith(ARCHIVES):
+            yield from _archive_lines(path)
+        elif path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                yield from _lines(stream, str(path))
+        else:
+            with path.open("rb") as stream:
+                yield from _lines(stream, str(path))
+
+
+def _archive_lines(path: Path) -> Iterator[Line]:
+    found = False
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            name = PurePosixPath(member.name).name
+            # macOS archives hold a "._" twin of every file.
+            if member.isreg() and name.endswith((".tsv", ".txt")) and not name.startswith("._"):
+                found = True
+                stream = archive.extractfile(member)
+                if stream is not None:
+                    yield from _lines(stream, f"{path}({name})")
+    if not found:
+        raise BadInput(f"{path}: no .tsv or .txt file in this archive")
+
+
+def _lines(stream: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[Line]:
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        where = f"{name}:{number}"
+        if len(raw) > MAX_LINE_BYTES:
+            raise BadInput(f"{where}: longer than {MAX_LINE_BYTES} bytes; is this a text file?")
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); convert the file") from error
+        if line.strip():
+            yield where, line
+
+
+def _rows(path: Path, key: str) -> Iterator[tuple[str, str, str]]:
+    for where, line in read_lines(path):
+        identifier, tab, text = line.partition("\t")
+        identifier, text = identifier.strip(), text.strip()
+        if not (tab and identifier and text):
+            raise BadInput(f"{where}: expected {key}<TAB>text, got {line[:60]!r}")
+        yield where, identifier, text
+
+
+def _parquet_rows(folder: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        for batch in read_batches(folder, columns=["pid", "text"]):
+            for pid, text in zip(batch.column("pid").to_pylist(), batch.column("text").to_pylist(), strict=True):
+                yield str(folder), pid, text
+    except (pa.ArrowException, KeyError) as error:
+        raise BadInput(f"{folder}: not Parquet files with the columns pid and text ({error})") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what a missing, unreadable or damaged file raises into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (EOFError, zlib.error, tarfile.TarError) as error:
+        raise BadInput(f"{path}: damaged archive ({error})") from error

@@ -1,0 +1,114 @@
+"""Whether passages, queries and judgments fit together. Each check returns its problems; none means fine."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES, SPLITS
+
+LEARNED_FROM = ("train", "dev", "gate")
+"""Splits whose queries need a relevant passage in the collection; test splits only report."""
+
+EXAMPLES = 3
+
+
+def check_passages(passages: pa.Table) -> list[str]:
+    """Schema, unique pids, no empty text."""
+    problems = _schema_problems("passages", passages, PASSAGES)
+    return problems or [*_repeated("passages", passages, ["pid"]), *_blank("passages", passages, "pid")]
+
+
+def check_queries(queries: pa.Table) -> list[str]:
+    """Schema, unique qids (so that the splits are disjoint), no empty text, known splits, none of train and
+    dev empty.
+    """
+    problems = _schema_problems("queries", queries, QUERIES)
+    if problems:
+        return problems
+    splits = queries.column("split")
+    present = set(pc.unique(splits).to_pylist())
+    problems = [*_repeated("queries", queries, ["qid"]), *_blank("queries", queries, "qid")]
+    if unknown := sorted(s for s in present if not is_split(s)):
+        problems.append(f"queries: unknown split {', '.join(unknown)}; expected {', '.join(SPLITS)} or test-<name>")
+    problems += [f"queries: no query in split {split}" for split in ("train", "dev") if split not in present]
+    return problems
+
+
+def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.ChunkedArray) -> list[str]:
+    """Schema, one judgment a (qid, pid), known queries, equal splits, and a relevant passage for each query
+    learned from.
+
+    ``pids`` is the pid column of the collection. Test judgments of passages outside it are right to be there
+    (leaving them out would change the ideal DCG); ``judged_outside`` counts them.
+    """
+    problems = _schema_problems("qrels", qrels, QRELS) + _schema_problems("queries", queries, QUERIES)
+    if problems:
+        return problems
+    problems = _repeated("qrels", qrels, ["qid", "pid"])
+    unknown = qrels.filter(pc.invert(pc.is_in(qrels.column("qid"), value_set=_values(queries.column("qid")))))
+    problems += _listed("qrels", "judgments of an unknown query", unknown.column("qid"))
+    joined = qrels.join(queries.select(["qid", "split"]), "qid", join_type="inner", right_suffix="_of_query")
+    moved = joined.filter(pc.not_equal(joined.column("split"), joined.column("split_of_query")))
+    problems += _listed("qrels", "judgments in another split than their query", moved.column("qid"))
+
+    relevant = qrels.filter(pc.and_(pc.greater(qrels.column("grade"), 0), _learned_from(qrels)))
+    inside = pc.is_in(relevant.column("pid"), value_set=_values(pids))
+    missing = relevant.filter(pc.invert(inside))
+    problems += _listed("qrels", "relevant train, dev or gate passages outside the collection", missing.column("pid"))
+    learned = queries.filter(_learned_from(queries)).column("qid")
+    bare = learned.filter(pc.invert(pc.is_in(learned, value_set=_values(relevant.filter(inside).column("qid")))))
+    problems += _listed("qrels", "train, dev or gate queries without a relevant passage in the collection", bare)
+    return problems
+
+
+def judged_outside(qrels: pa.Table, pids: pa.ChunkedArray) -> dict[str, int]:
+    """Judgments of passages that are not in the collection, counted by split (splits without any left out)."""
+    outside = qrels.filter(pc.invert(pc.is_in(qrels.column("pid"), value_set=_values(pids))))
+    counts = pc.value_counts(outside.column("split").combine_chunks())
+    return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+
+
+def is_split(name: str) -> bool:
+    """One of the four splits, or a further test split such as ``test-dl19``."""
+    return name in SPLITS or name.startswith("test-")
+
+
+def _learned_from(table: pa.Table) -> pa.ChunkedArray:
+    return pc.is_in(table.column("split"), value_set=pa.array(LEARNED_FROM))
+
+
+def _schema_problems(name: str, table: pa.Table, schema: pa.Schema) -> list[str]:
+    problems = []
+    for field in schema:
+        if field.name not in table.column_names:
+            problems.append(f"{name}: column {field.name} is missing")
+        elif table.schema.field(field.name).type != field.type:
+            problems.append(f"{name}: column {field.name} is {table.schema.field(field.name).type}, not {field.type}")
+        elif nulls := table.column(field.name).null_count:
+            problems.append(f"{name}: {nulls} null values in column {field.name}")
+    if not problems and table.num_rows == 0:
+        problems.append(f"{name}: no rows")
+    return problems
+
+
+def _repeated(name: str, table: pa.Table, key: list[str]) -> list[str]:
+    counts = table.select(key).group_by(key).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts.column("count_all"), 1))
+    return _listed(name, f"repeated {' and '.join(key)}", repeated.column(key[0]))
+
+
+def _blank(name: str, table: pa.Table, key: str) -> list[str]:
+    blank = table.filter(pc.equal(pc.utf8_trim_whitespace(table.column("text")), ""))
+    return _listed(name, "empty texts", blank.column(key))
+
+
+def _listed(name: str, what: str, ids: pa.ChunkedArray) -> list[str]:
+    if not len(ids):
+        return []
+    examples = ", ".join(sorted(pc.unique(ids).slice(0, EXAMPLES).to_pylist()))
+    return [f"{name}: {len(ids)} {what}, such as {examples}"]
+
+
+def _values(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()

@@ -1,0 +1,53 @@
+"""Two-stage search over the collection, from the lake's artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from neuroranker_pipeline.datasets.tables import read_texts
+from neuroranker_pipeline.resources.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage found: its final rank, BM25's rank, the student's cosine, and the passage."""
+
+    rank: int
+    bm25_rank: int
+    score: float
+    pid: str
+    text: str
+
+
+def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
+    """A function from (question, number of passages) to hits, best first: BM25's candidates in the int8 student's order.
+
+    Raises ``NotReady`` when the index, the embeddings or the student have not been made.
+    """
+    from neuroranker_pipeline.assets import lucene_index, passage_embeddings, passages, student_onnx_int8
+    from neuroranker_pipeline.ranking.embeddings import cosine_scores, encode_texts, read_embeddings
+    from neuroranker_pipeline.ranking.scoring import top_by
+    from neuroranker_pipeline.retrieval.bm25 import Searcher
+    from neuroranker_pipeline.serving.engine import OnnxEncoder
+
+    lake, settings = workspace.lake, workspace.settings
+    encoder = OnnxEncoder(lake.read(student_onnx_int8.name))
+    searcher = Searcher(lake.read(lucene_index.name), settings.bm25)
+    shards = [lake.read(passage_embeddings.name, shard) for shard in passage_embeddings.partitions(settings)]
+    embeddings = read_embeddings(shards)
+    collection = lake.read(passages.name)
+
+    def search(question: str, count: int) -> list[Hit]:
+        candidates = searcher.search({"question": question})
+        if not candidates.num_rows:
+            return []
+        asked = encode_texts({"question": question}, ["question"], encoder, "qid")
+        best = top_by(cosine_scores(candidates, asked, embeddings), count).to_pylist()
+        bm25_ranks = dict(zip(candidates["pid"].to_pylist(), candidates["rank"].to_pylist(), strict=True))
+        texts = read_texts(collection, "pid", [row["pid"] for row in best])
+        return [
+            Hit(row["rank"], bm25_ranks[row["pid"]], row["score"], row["pid"], texts[row["pid"]]) for row in best
+        ]
+
+    return search

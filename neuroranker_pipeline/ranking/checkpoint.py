@@ -1,0 +1,56 @@
+"""Checkpoints of a training run that survive ``kill -9``: safetensors and JSON, replaced in one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+PREFIX = "step-"
+STATE, TENSORS = "state.json", "tensors.safetensors"
+
+
+def save_checkpoint(work: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Write ``step-<step>`` in ``work``, then remove the older ones; a crash leaves the newest complete one."""
+    work.mkdir(parents=True, exist_ok=True)
+    target, unfinished = work / f"{PREFIX}{step:09d}", work / f".{PREFIX}{step:09d}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished / TENSORS)
+    (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
+    for file in (unfinished / TENSORS, unfinished / STATE):
+        _sync(file)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(unfinished, target)
+    for older in _checkpoints(work)[:-1]:
+        shutil.rmtree(older)
+
+
+def load_checkpoint(work: Path, fingerprint: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """The newest checkpoint whose state carries ``fingerprint``; ``None`` when there is none.
+
+    Checkpoints of another run (other settings, data or starting weights) are of no use and are removed.
+    """
+    found = None
+    for folder in _checkpoints(work):
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["fingerprint"] == fingerprint:
+            found = load_file(folder / TENSORS), state
+        else:
+            shutil.rmtree(folder)
+    return found
+
+
+def _checkpoints(work: Path) -> list[Path]:
+    return sorted(work.glob(f"{PREFIX}*")) if work.is_dir() else []
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())

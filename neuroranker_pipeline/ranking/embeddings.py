@@ -1,0 +1,116 @@
+"""Passage embeddings on disk, and candidates scored by the cosine of their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neuroranker_pipeline.datasets.tables import count_rows, read_batches, read_table, write_table
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.progress import Progress, silent
+from neuroranker_pipeline.ranking.device import Compute
+from neuroranker_pipeline.ranking.models import BiEncoder
+from neuroranker_pipeline.ranking.scoring import scores_table, texts
+
+ROWS_PER_PRODUCT = 65_536  # bounds the memory of gathered vectors to about 200 MB at 384 dimensions
+
+
+class Encoder(Protocol):
+    """Anything that turns n texts into unit vectors, (n, dimension) float32."""
+
+    def encode(self, texts: list[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class TorchEncoder:
+    """A ``BiEncoder`` with its device and precision, as an ``Encoder``."""
+
+    model: BiEncoder
+    compute: Compute
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        return self.model.encode(texts, self.compute)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """ids: n strings; vectors: (n, dimension) float32, each of length one."""
+
+    ids: pa.Array
+    vectors: np.ndarray
+
+    def rows(self, ids: pa.ChunkedArray | pa.Array, field: str = "pid") -> np.ndarray:
+        """The row of every id, int64; raises ``BadInput`` naming the first that is missing."""
+        rows = pc.index_in(ids, value_set=self.ids)
+        if rows.null_count:
+            missing = ids.filter(pc.is_null(rows))[0].as_py()
+            raise BadInput(f"{field} {missing!r} of the candidates has no embedding")
+        return rows.to_numpy().astype(np.int64)
+
+
+def embedding_schema(dimension: int) -> pa.Schema:
+    """The table's schema: pid string, embedding fixed_size_list<float32>[dimension]."""
+    return pa.schema([("pid", pa.string()), ("embedding", pa.list_(pa.float32(), dimension))])
+
+
+def embed_passages(passages: Path, out: Path, model: BiEncoder, compute: Compute, progress: Progress = silent) -> int:
+    """Embed the passages (Parquet folder: pid, text) into Parquet files in ``out``; returns how many.
+
+    Streams: memory is bounded by one batch of rows.
+    """
+    total = count_rows(passages)
+    schema = embedding_schema(model.dimension)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        done = 0
+        for batch in read_batches(passages, ["pid", "text"]):
+            vectors = model.encode(batch["text"].to_pylist(), compute)
+            done += batch.num_rows
+            progress("embedding passages", done, total)
+            flat = pa.array(vectors.ravel(), pa.float32())
+            column = pa.FixedSizeListArray.from_arrays(flat, model.dimension)
+            yield pa.RecordBatch.from_arrays([batch["pid"], column], schema=schema)
+
+    return write_table(out, batches(), schema)
+
+
+def read_embeddings(folders: Path | list[Path]) -> Embeddings:
+    """Read embeddings written by ``embed_passages``; memory is 4 bytes a component."""
+    table = read_table(folders).combine_chunks()
+    column = table["embedding"].combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+    return Embeddings(table["pid"].combine_chunks(), vectors)
+
+
+def encode_texts(found: Mapping[str, str], ids: list[str], encoder: Encoder, field: str) -> Embeddings:
+    """Encode the texts of some ids; raises ``BadInput`` for an id without text."""
+    return Embeddings(pa.array(ids, pa.string()), encoder.encode(texts(ids, found, field)))
+
+
+def cosine_scores(candidates: pa.Table, queries: Embeddings, passages: Embeddings) -> pa.Table:
+    """The cosine of every (qid, pid) row of ``candidates``, as a scores table in the rows' order.
+
+    Raises ``BadInput`` for a qid or pid without an embedding.
+    """
+    q, p = queries.rows(candidates["qid"], "qid"), passages.rows(candidates["pid"])
+    scores = np.empty(len(q), np.float32)
+    for start in range(0, len(q), ROWS_PER_PRODUCT):
+        part = slice(start, start + ROWS_PER_PRODUCT)
+        scores[part] = np.einsum("nd,nd->n", queries.vectors[q[part]], passages.vectors[p[part]])
+    return scores_table(candidates, scores)
+
+
+def rank_by_cosine(
+    candidates: pa.Table, queries: Mapping[str, str], passages: Mapping[str, str], encoder: Encoder
+) -> pa.Table:
+    """Encode the queries and passages that ``candidates`` names and score its rows by cosine."""
+    qids, pids = (sorted(pc.unique(candidates[name]).to_pylist()) for name in ("qid", "pid"))
+    return cosine_scores(
+        candidates, encode_texts(queries, qids, encoder, "qid"), encode_texts(passages, pids, encoder, "pid")
+    )

@@ -1,0 +1,95 @@
+"""Re-rank a run with any of our models: a teacher, a student, or an ONNX export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from neuroranker_pipeline.progress import Progress, silent
+from neuroranker_pipeline.ranking.device import Compute, pick_compute
+from neuroranker_pipeline.ranking.embeddings import Encoder, TorchEncoder, rank_by_cosine
+from neuroranker_pipeline.ranking.folders import read_layout
+from neuroranker_pipeline.ranking.hub import resolve_model
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+from neuroranker_pipeline.ranking.scoring import score_candidates
+
+
+class Ranker(Protocol):
+    """Gives every candidate a score."""
+
+    def rerank(
+        self,
+        candidates: pa.Table,
+        queries: Mapping[str, str],
+        passages: Mapping[str, str],
+        progress: Progress = silent,
+    ) -> pa.Table:
+        """A scores table with the rows of ``candidates`` (qid, pid, ...), in their order."""
+
+
+@dataclass(frozen=True)
+class VectorRanker:
+    """Ranks by the cosine of query and passage vectors."""
+
+    encoder: Encoder
+
+    def rerank(
+        self,
+        candidates: pa.Table,
+        queries: Mapping[str, str],
+        passages: Mapping[str, str],
+        progress: Progress = silent,
+    ) -> pa.Table:
+        scores = rank_by_cosine(candidates, queries, passages, self.encoder)
+        progress("re-ranking", len(scores), len(scores))
+        return scores
+
+
+@dataclass(frozen=True)
+class PairRanker:
+    """Ranks by a cross-encoder's score of each query-passage pair."""
+
+    model: CrossEncoder
+    compute: Compute
+
+    def rerank(
+        self,
+        candidates: pa.Table,
+        queries: Mapping[str, str],
+        passages: Mapping[str, str],
+        progress: Progress = silent,
+    ) -> pa.Table:
+        return score_candidates(self.model, candidates, queries, passages, self.compute, progress)
+
+
+def load_ranker(model: str | Path, compute: Compute | None = None) -> Ranker:
+    """Open a teacher, student or ONNX folder, or a model named as ``resolve_model`` allows.
+
+    ``compute`` is chosen by ``pick_compute()`` when not given; ONNX models run on the CPU. Raises ``ModelNotFound``,
+    or ``BadInput`` when the folder is none of these.
+    """
+    folder = resolve_model(model)
+    if (folder / "model.onnx").is_file():
+        from neuroranker_pipeline.serving.engine import OnnxEncoder  # needs onnxruntime
+
+        return VectorRanker(OnnxEncoder(folder))
+    compute = compute or pick_compute()
+    if read_layout(folder).cross_encoder:
+        return PairRanker(CrossEncoder.load(folder), compute)
+    return VectorRanker(TorchEncoder(BiEncoder.load(folder), compute))
+
+
+def rerank(
+    model: str | Path,
+    candidates: pa.Table,
+    queries: Mapping[str, str],
+    passages: Mapping[str, str],
+    compute: Compute | None = None,
+    progress: Progress = silent,
+) -> pa.Table:
+    """Score the candidates of a run with ``model``: a scores table in the rows' order."""
+    return load_ranker(model, compute).rerank(candidates, queries, passages, progress)

@@ -1,0 +1,127 @@
+"""Scores tables: from a cross-encoder, from two stages in a cascade, and their mean reciprocal rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neuroranker_pipeline.datasets.tables import SCORES
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.progress import Progress, silent
+from neuroranker_pipeline.ranking.device import Compute
+from neuroranker_pipeline.ranking.models import CrossEncoder
+
+PAIRS_PER_CHUNK = 32_768  # bounds the memory of tokenized pairs; batches of similar length form within a chunk
+
+
+def score_candidates(
+    model: CrossEncoder,
+    candidates: pa.Table,
+    queries: Mapping[str, str],
+    passages: Mapping[str, str],
+    compute: Compute,
+    progress: Progress = silent,
+) -> pa.Table:
+    """Score every (qid, pid) row of ``candidates`` with a cross-encoder; a scores table in the rows' order.
+
+    Raises ``BadInput`` for a qid or pid without text.
+    """
+    qids, pids = candidates["qid"].to_pylist(), candidates["pid"].to_pylist()
+    scores = np.empty(len(qids), np.float32)
+    for start in range(0, len(qids), PAIRS_PER_CHUNK):
+        part = slice(start, start + PAIRS_PER_CHUNK)
+        pairs = texts(qids[part], queries, "qid"), texts(pids[part], passages, "pid")
+
+        def chunk_progress(label: str, done: int, total: int, start: int = start) -> None:
+            progress(label, start + done, len(qids))
+
+        scores[part] = model.score(*pairs, compute, chunk_progress)
+    return scores_table(candidates, scores)
+
+
+def scores_table(candidates: pa.Table, scores: np.ndarray) -> pa.Table:
+    """A scores table of the rows of ``candidates`` and their scores, (n,) float32."""
+    return pa.table([candidates["qid"], candidates["pid"], pa.array(scores, pa.float32())], schema=SCORES)
+
+
+def texts(ids: list[str], found: Mapping[str, str], field: str) -> list[str]:
+    """The text of every id; raises ``BadInput`` naming the first that has none."""
+    try:
+        return [found[one] for one in ids]
+    except KeyError as error:
+        raise BadInput(f"{field} {error.args[0]!r} of the candidates has no text") from None
+
+
+def top_by(scores: pa.Table, n: int) -> pa.Table:
+    """The ``n`` best rows of every query by score (ties by pid), best first, with their 1-based ``rank`` int32.
+
+    A candidates table: what the second stage of a cascade re-scores.
+    """
+    ordered, _, rank = _ranked(scores)
+    ordered = ordered.append_column("rank", pa.array(rank + 1, pa.int32()))
+    return ordered.select(["qid", "pid", "rank", "score"]).filter(pa.array(rank < n))
+
+
+def cascade_run(prior_scores: pa.Table, teacher_scores: pa.Table) -> pa.Table:
+    """One ranking from two stages: what the teacher scored comes first by its score, the rest in prior order.
+
+    Returns a scores table with the rows of ``prior_scores``. The rest of a query gets whole numbers below its
+    lowest teacher score, so that sorting by score gives the cascade's order. Rows that only the teacher scored are
+    left out. (Matveeva et al. 2006, multiple nested ranker.)
+    """
+    ordered, query, rank = _ranked(prior_scores.select(["qid", "pid", "score"]))
+    ordered = ordered.append_column("row", pa.array(np.arange(len(rank))))
+    teacher = teacher_scores.select(["qid", "pid", "score"]).rename_columns(["qid", "pid", "teacher"])
+    joined = ordered.join(teacher, ["qid", "pid"], join_type="left outer").sort_by("row")
+    scores = joined["teacher"].to_numpy().astype(np.float32)
+    lowest = np.zeros(query.max(initial=-1) + 1, np.float32)
+    scored = ~np.isnan(scores)
+    lowest[np.unique(query[scored])] = np.inf
+    np.minimum.at(lowest, query[scored], scores[scored])
+    scores[~scored] = (np.floor(lowest[query]) - 1 - rank)[~scored]
+    return scores_table(ordered, scores)
+
+
+def combine(parts: list[tuple[pa.Table, float]]) -> pa.Table:
+    """The weighted sum of several rankers' scores, each standardized within its query first.
+
+    Rows that any of the tables lacks are dropped. Standardizing (z-scores, https://arxiv.org/abs/2210.11934 compares
+    it with other fusions) brings cosines, logits and BM25 onto one scale.
+    """
+    total: pa.Table | None = None
+    for table, weight in parts:
+        ordered, query, _ = _ranked(table.select(["qid", "pid", "score"]))
+        scores = ordered["score"].to_numpy().astype(np.float64)
+        count = np.maximum(np.bincount(query), 1)
+        centred = scores - (np.bincount(query, scores) / count)[query]
+        deviation = np.sqrt(np.bincount(query, centred**2) / count)
+        standard = weight * centred / np.maximum(deviation, 1e-9)[query]
+        ordered = ordered.set_column(2, "score", pa.array(standard))
+        if total is None:
+            total = ordered
+        else:
+            total = total.join(ordered.rename_columns(["qid", "pid", "more"]), ["qid", "pid"], join_type="inner")
+            total = total.set_column(2, "score", pc.add(total["score"], total["more"])).drop_columns("more")
+    assert total is not None
+    return total.sort_by([("qid", "ascending"), ("score", "descending"), ("pid", "ascending")]).cast(SCORES)
+
+
+def mean_reciprocal_rank(scores: pa.Table, relevant: Mapping[str, set[str]], depth: int = 10) -> float:
+    """MRR@depth over the queries of ``scores`` that have a judged positive; 0 for one not within ``depth``."""
+    best: dict[str, float] = {qid: 0.0 for qid in pc.unique(scores["qid"]).to_pylist() if relevant.get(qid)}
+    for row in top_by(scores, depth).select(["qid", "pid", "rank"]).to_pylist():
+        if row["pid"] in relevant.get(row["qid"], ()):
+            best[row["qid"]] = max(best[row["qid"]], 1.0 / row["rank"])
+    return float(np.mean(list(best.values()))) if best else 0.0
+
+
+def _ranked(scores: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """The table by qid, score (descending) and pid, with each row's query number and 0-based rank, int64."""
+    ordered = scores.sort_by([("qid", "ascending"), ("score", "descending"), ("pid", "ascending")])
+    codes = ordered["qid"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    query = codes.astype(np.int64)
+    first = np.searchsorted(query, query, side="left")
+    return ordered, query, np.arange(len(query)) - first

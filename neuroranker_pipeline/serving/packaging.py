@@ -1,0 +1,205 @@
+"""Builds the Bento, a folder that serves by itself, and proves that it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from neuroranker_pipeline import serving
+from neuroranker_pipeline.errors import BadInput, NotReady
+from neuroranker_pipeline.serving.engine import find_model
+
+# What the service imports beyond the standard library, at the versions that built and checked it.
+REQUIREMENTS = ("bentoml", "onnxruntime", "tokenizers", "numpy")
+PACKAGE = Path(serving.__file__).parent.parent
+MODULES = (
+    "__init__.py",
+    "errors.py",
+    "serving/__init__.py",
+    "serving/engine.py",
+    "serving/http.py",
+    "serving/schemas.py",
+)
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class BentoInfo:
+    """A built Bento: its tag ``name:version`` and its folder in the BentoML store."""
+
+    tag: str
+    path: Path
+
+
+def build_bento(
+    onnx_dir: Path,
+    report_dir: Path | None,
+    name: str = "ranker",
+    version: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    bentoml_home: Path | None = None,
+) -> BentoInfo:
+    """Build a Bento of an ONNX folder, with the evaluation report in it, in the user's BentoML store.
+
+    The model travels as files beside the service, not by reference to a model store, so that the Bento can serve no
+    other than the one that was evaluated. So does the code it needs: ``neuroranker_pipeline`` need not be installed
+    where it is served. ``bentoml_home`` replaces ``BENTOML_HOME``. Raises ``BadInput`` when there is no model, and
+    ``NotReady`` with BentoML's message when it does not build.
+    """
+    model = find_model(onnx_dir)
+    environment = _environment(bentoml_home)
+    with tempfile.TemporaryDirectory(prefix="neuroranker-bento-") as folder:
+        context = Path(folder)
+        _stage(context, model.parent, report_dir, labels or {})
+        command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--name", name]
+        command += ["--version", version] if version else []
+        done = subprocess.run([*command, folder], cwd=folder, env=environment, capture_output=True, text=True)
+    tags = [line.removeprefix("__tag__:") for line in done.stdout.splitlines() if line.startswith("__tag__:")]
+    if done.returncode != 0 or len(tags) != 1:
+        raise NotReady(f"bentoml build of {onnx_dir} failed: {_last_line(done.stderr or done.stdout)}")
+    home = Path(environment.get("BENTOML_HOME") or Path.home() / "bentoml")
+    return BentoInfo(tags[0], home / "bentos" / tags[0].replace(":", "/"))
+
+
+def check_bento(
+    bento: str | Path, query: str, texts: Sequence[str], expected: Sequence[int], bentoml_home: Path | None = None
+) -> list[int]:
+    """Serve a Bento (tag or folder) on a free loopback port, ask it to re-rank ``texts``, and stop it.
+
+    Returns the order it served, positions in ``texts``, best first. Raises ``BadInput`` when that is not
+    ``expected``, and ``NotReady`` when the service does not start or answer.
+    """
+    with serve_bento(bento, bentoml_home) as url:
+        answer = _post(f"{url}/rerank", {"query": query, "texts": list(texts)})
+    served = [item["index"] for item in answer]
+    if served != list(expected):
+        raise BadInput(f"{bento}: served the order {served}, expected {list(expected)}")
+    return served
+
+
+@contextmanager
+def serve_bento(
+    bento: str | Path, bentoml_home: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Run ``bentoml serve`` on a free loopback port, give the service's URL once it is ready, stop it at the end.
+
+    It starts in an empty folder, so that it can lean on nothing but the Bento. Raises ``NotReady`` with the last line
+    that BentoML printed when the service ends, or is not ready after ``START_SECONDS``.
+    """
+    with tempfile.TemporaryDirectory(prefix="neuroranker-serve-") as folder:
+        port = _free_port()
+        target = str(Path(bento).resolve()) if Path(bento).exists() else str(bento)
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)],
+                cwd=folder,
+                env={**_environment(bentoml_home), **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _await_ready(process, url, log)
+            yield url
+        finally:
+            _stop(process)
+
+
+def _stage(context: Path, model_dir: Path, report_dir: Path | None, labels: Mapping[str, str]) -> None:
+    """Lay out what the Bento will hold: service.py, model/, report/, and the modules that service.py imports."""
+    for module in MODULES:
+        target = context / PACKAGE.name / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PACKAGE / module, target)
+    shutil.copyfile(PACKAGE / "serving" / "service.py", context / "service.py")
+    (context / "model").mkdir()
+    for file in sorted(model_dir.iterdir()):
+        if file.is_file():
+            shutil.copyfile(file, context / "model" / file.name)
+    if report_dir is not None:
+        shutil.copytree(report_dir, context / "report")
+    bentofile = {
+        "service": "service:Ranker",
+        "labels": dict(labels),
+        "include": ["service.py", "model/*", "report/**", f"{PACKAGE.name}/**"],
+        "python": {
+            "packages": [f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
+            "lock_packages": False,  # locking would ask the package index, and a build must work without a network
+        },
+    }
+    # YAML reads JSON.
+    (context / "bentofile.yaml").write_text(json.dumps(bentofile, indent=2), "utf-8")
+
+
+def _environment(bentoml_home: Path | None) -> dict[str, str]:
+    """This process's environment without what would change the Bento's model, and without BentoML's telemetry."""
+    environment = {key: value for key, value in os.environ.items() if key != "STUDENT_ONNX"}
+    environment["BENTOML_DO_NOT_TRACK"] = "True"
+    if bentoml_home is not None:
+        environment["BENTOML_HOME"] = str(bentoml_home.resolve())
+    return environment
+
+
+def _await_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except OSError:  # not listening yet, or listening and not ready
+            time.sleep(0.1)
+    state = "is not ready" if process.poll() is None else f"ended with status {process.returncode}"
+    raise NotReady(f"bentoml serve {state}: {_last_line(log.read_text('utf-8', 'replace'))}")
+
+
+def _post(url: str, body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise NotReady(f"{url} answered {error.code}: {error.read(1000).decode('utf-8', 'replace')}") from None
+    except (OSError, ValueError) as error:
+        raise NotReady(f"{url} gave no answer: {error}") from None
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers: they are one process group."""
+    for kill in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, kill)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,90 @@
+"""Profiles are validated: every error names the file, the key and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from neuroranker_pipeline.config.load import load_settings, profile_names
+from neuroranker_pipeline.errors import BadInput
+
+
+def write(tmp_path: Path, text: str, name: str = "mine.yaml") -> str:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_packaged_profiles_load(name: str) -> None:
+    assert load_settings(name).profile == name
+
+
+def test_there_are_the_profiles_that_the_readme_names() -> None:
+    assert {"smoke", "quickstart"} <= set(profile_names())
+
+
+def test_a_file_may_extend_a_profile_and_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "extends: smoke\nstudent:\n  training:\n    learning_rate: 1.0e-5\n")
+    mine, smoke = load_settings(path), load_settings("smoke")
+    assert mine.profile == "mine"
+    assert mine.student.training.learning_rate == 1e-5
+    assert mine.student.training.epochs == smoke.student.training.epochs
+    assert mine.data == smoke.data
+
+
+def test_a_file_may_extend_a_file_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, "extends: smoke\nseed: 7\n", "base.yaml")
+    assert load_settings(write(tmp_path, "extends: base.yaml\nbm25: {k1: 1.2}\n")).seed == 7
+
+
+def test_overrides_win(tmp_path: Path) -> None:
+    settings = load_settings("smoke", ["student.training.learning_rate=3e-5", "seed=5", "data.packages=[json, email]"])
+    assert settings.student.training.learning_rate == 3e-5
+    assert settings.seed == 5
+    assert settings.data.packages == ("json", "email")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: smoke\nsede: 3\n", r"mine\.yaml: sede: unknown key; did you mean seed\?"),
+        ("student: {training: {learning_rat: 1}}", r"student\.training\.learning_rat: unknown key; did you mean learning_"),
+        ("bm25: {colour: red}", r"bm25\.colour: unknown key; known keys: b, depth, heap_mb, k1, threads"),
+        ("bm25: {k1: -1}", r"mine\.yaml: bm25\.k1 must be from 0 to 100, got -1"),
+        ("bm25: {depth: many}", r"bm25\.depth: input should be a valid integer.*got 'many'"),
+        ("device: tpu", r"device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        ("cascade_depth: 5", r"cascade_depth must be at least 10"),
+        ("seed: 1\nbm25: {k1: -1, b: 0.4}\nshards: {passages: 0}", r"bm25\.k1 must be.*; shards\.passages must be"),
+        ("- a list", r"mine\.yaml: expected a mapping of settings, got list"),
+        ("a: [1", r"mine\.yaml: not valid YAML: .*line 1"),
+        ("extends: nothing", r"profile 'nothing' is unknown: expected one of .*quickstart.*smoke"),
+        ("extends: mine.yaml", r"mine\.yaml: extends itself"),
+        ("extends: gone.yaml", r"gone\.yaml: no such profile file"),
+    ],
+)
+def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        load_settings(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("=3", "--set =3: expected KEY=VALUE"),
+        ("seed.deeper=3", "seed is a value, not a group of settings"),
+        ("student.training.learning_rate=-1", r"student\.training\.learning_rate must be greater than 0, got -1"),
+        ("seed=[", "--set seed=\\[: not valid YAML"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        load_settings("smoke", ["seed=1", override])
+
+
+def test_a_profile_name_cannot_leave_the_lake(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="profile must be a file name"):
+        load_settings(write(tmp_path, "seed: 1", ".hidden.yaml"))

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES
+from neuroranker_pipeline.datasets.validate import check_passages, check_qrels, check_queries, judged_outside
+
+GOOD_QUERIES = [("q1", "one", "train"), ("q2", "two", "dev"), ("q3", "three", "gate"), ("q4", "four", "test")]
+GOOD_QRELS = [("q1", "p1", 1, "train"), ("q2", "p1", 1, "dev"), ("q3", "p2", 2, "gate"), ("q4", "gone", 3, "test")]
+PIDS = pa.chunked_array([["p1", "p2"]])
+
+
+def table(rows: list[tuple], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+
+
+def test_good_tables_have_no_problem() -> None:
+    queries = table(GOOD_QUERIES, QUERIES)
+    assert check_passages(table([("p1", "text"), ("p2", "more")], PASSAGES)) == []
+    assert check_queries(queries) == []
+    assert check_qrels(table(GOOD_QRELS, QRELS), queries, PIDS) == []
+
+
+def test_test_judgments_outside_the_collection_are_counted_not_rejected() -> None:
+    assert judged_outside(table(GOOD_QRELS, QRELS), PIDS) == {"test": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([("p1", "a"), ("p1", "b")], "passages: 1 repeated pid, such as p1"),
+        ([("p1", "a"), ("p2", " \n")], "passages: 1 empty texts, such as p2"),
+        ([("p1", None)], "passages: 1 null values in column text"),
+        ([], "passages: no rows"),
+    ],
+)
+def test_passages(rows: list[tuple], problem: str) -> None:
+    assert check_passages(table(rows, PASSAGES)) == [problem]
+
+
+def test_schema() -> None:
+    assert check_passages(pa.table({"pid": [1]})) == [
+        "passages: column pid is int64, not string",
+        "passages: column text is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (("q1", "again", "test"), "queries: 1 repeated qid, such as q1"),
+        (("q9", "", "test"), "queries: 1 empty texts, such as q9"),
+        (("q9", "x", "valid"), "queries: unknown split valid; expected train, dev, gate, test or test-<name>"),
+    ],
+)
+def test_queries(row: tuple, problem: str) -> None:
+    assert check_queries(table([*GOOD_QUERIES, row], QUERIES)) == [problem]
+
+
+def test_named_test_splits_are_known_and_empty_ones_are_not() -> None:
+    assert check_queries(table([*GOOD_QUERIES, ("q9", "x", "test-dl19")], QUERIES)) == []
+    assert check_queries(table(GOOD_QUERIES[1:], QUERIES)) == ["queries: no query in split train"]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (("q1", "p1", 0, "train"), "qrels: 1 repeated qid and pid, such as q1"),
+        (("qx", "p1", 1, "test"), "qrels: 1 judgments of an unknown query, such as qx"),
+        (("q1", "p2", 1, "test"), "qrels: 1 judgments in another split than their query, such as q1"),
+        (
+            ("q1", "gone", 1, "train"),
+            "qrels: 1 relevant train, dev or gate passages outside the collection, such as gone",
+        ),
+    ],
+)
+def test_qrels(row: tuple, problem: str) -> None:
+    assert check_qrels(table([*GOOD_QRELS, row], QRELS), table(GOOD_QUERIES, QUERIES), PIDS) == [problem]
+
+
+@pytest.mark.parametrize("judgment", [[], [("q2", "p1", 0, "dev")]])
+def test_queries_to_learn_from_need_a_relevant_passage(judgment: list[tuple]) -> None:
+    qrels = table([row for row in GOOD_QRELS if row[0] != "q2"] + judgment, QRELS)
+    assert check_qrels(qrels, table(GOOD_QUERIES, QUERIES), PIDS) == [
+        "qrels: 1 train, dev or gate queries without a relevant passage in the collection, such as q2"
+    ]

@@ -1,0 +1,99 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from neuroranker_pipeline.evaluation.significance import (
+    bootstrap_interval,
+    holm,
+    paired_randomization,
+    wins_losses_ties,
+)
+
+reciprocal_ranks = st.sampled_from([0.0, 1.0, 1 / 2, 1 / 3, 1 / 5, 1 / 10])
+pairs = st.lists(st.tuples(reciprocal_ranks, reciprocal_ranks), min_size=1, max_size=9)
+
+
+@given(pairs)
+def test_few_queries_are_tested_by_exact_enumeration(values):
+    a, b = np.array(values).T
+    sums = [abs(math.fsum(s * d for s, d in zip(signs, a - b, strict=True)))
+            for signs in itertools.product((-1, 1), repeat=len(a))]  # fmt: skip
+    exact = sum(s >= abs(math.fsum(a - b)) - 1e-9 for s in sums) / len(sums)
+    assert paired_randomization(a, b) == pytest.approx(exact)
+
+
+def test_many_queries_agree_with_scipy():
+    rng = np.random.default_rng(1)
+    a, b = rng.choice([0, 0.1, 0.5, 1.0], 60), rng.choice([0, 0.2, 0.5, 0.7], 60)
+    reference = stats.permutation_test(
+        (a - b,), np.mean, permutation_type="samples", vectorized=True, n_resamples=20_000, rng=2
+    )
+    # Both estimate the same p from about 10,000 draws: a standard error of 0.005 each at most.
+    assert paired_randomization(a, b, seed=3) == pytest.approx(reference.pvalue, abs=0.025)
+
+
+def test_p_is_uniform_when_nothing_differs_and_tiny_when_everything_does():
+    rng = np.random.default_rng(0)
+    p = [paired_randomization(*rng.normal(size=(2, 40)), seed=i, resamples=499) for i in range(200)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    a = rng.uniform(0.5, 1, 200)
+    assert paired_randomization(a, a - 0.4) == 1 / 10_000
+    many = rng.normal(size=7000)  # as many queries as MS MARCO's dev-small split
+    assert paired_randomization(many + 0.1, np.zeros(7000)) == 1 / 10_000
+
+
+@given(pairs)
+def test_p_does_not_depend_on_the_order_of_the_two_runs(values):
+    a, b = np.array(values).T
+    assert paired_randomization(a, b) == pytest.approx(paired_randomization(b, a))
+
+
+def test_p_repeats_with_its_seed_and_ignores_queries_without_a_difference():
+    rng = np.random.default_rng(5)
+    a, b = rng.uniform(size=(2, 50))
+    assert paired_randomization(a, b, seed=7) == paired_randomization(a, b, seed=7)
+    padded = paired_randomization(np.r_[a, np.ones(500)], np.r_[b, np.ones(500)], seed=7)
+    assert padded == paired_randomization(a, b, seed=7)
+    assert paired_randomization([0.3, 0.4], [0.3, 0.4]) == 1.0
+    assert paired_randomization([], []) == 1.0
+
+
+def test_values_that_are_not_pairs_are_refused():
+    with pytest.raises(ValueError, match="equally long"):
+        paired_randomization([1.0, 2.0], [1.0])
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for i in range(200):
+        low, high = bootstrap_interval(rng.normal(0.4, 0.3, 60), seed=i, resamples=999)
+        covered += low <= 0.4 <= high
+    assert 180 <= covered <= 199  # 95% of 200 is 190; four standard deviations are 12
+
+
+def test_interval_of_constant_and_of_too_few_values():
+    assert bootstrap_interval([0.25] * 10) == (0.25, 0.25)
+    assert all(math.isnan(bound) for bound in bootstrap_interval([0.25]))
+
+
+def test_holm_on_the_textbook_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_never_lowers_p_keeps_their_order_and_stays_below_bonferroni(p):
+    adjusted = holm(p)
+    assert all(x <= y <= min(1.0, len(p) * x) + 1e-12 for x, y in zip(p, adjusted, strict=True))
+    order = np.argsort(p, kind="stable")
+    assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+
+
+def test_wins_losses_ties():
+    assert wins_losses_ties([1.0, 0.5, 0.2, 0.2], [0.5, 1.0, 0.2, 0.1]) == (2, 1, 1)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from neuroranker_pipeline.datasets.tables import PASSAGES, write_table
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.ranking import embeddings
+from neuroranker_pipeline.ranking.embeddings import (
+    TorchEncoder,
+    cosine_scores,
+    embed_passages,
+    embedding_schema,
+    encode_texts,
+    rank_by_cosine,
+    read_embeddings,
+)
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+from neuroranker_pipeline.ranking.rerank import load_ranker, rerank
+from neuroranker_pipeline_tests.ranking.conftest import FLOAT32
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return BiEncoder.load(tiny)
+
+
+def test_embeddings_on_disk_score_as_embeddings_in_memory(model, collection, tmp_path, monkeypatch):
+    passages = pa.table([list(collection.passages), list(collection.passages.values())], schema=PASSAGES)
+    write_table(tmp_path / "passages", passages)
+    assert embed_passages(tmp_path / "passages", tmp_path / "vectors", model, FLOAT32) == 300
+    stored = read_embeddings(tmp_path / "vectors")
+    assert pa.parquet.read_schema(tmp_path / "vectors" / "part-00000.parquet") == embedding_schema(32)
+    np.testing.assert_allclose(np.linalg.norm(stored.vectors, axis=1), 1, atol=1e-6)
+    encoder = TorchEncoder(model, FLOAT32)
+    queries = encode_texts(collection.queries, list(collection.queries), encoder, "qid")
+    monkeypatch.setattr(embeddings, "ROWS_PER_PRODUCT", 77)
+    table = cosine_scores(collection.candidates, queries, stored)
+    expected = rank_by_cosine(collection.candidates, collection.queries, collection.passages, encoder)
+    assert table["pid"].to_pylist() == collection.candidates["pid"].to_pylist()
+    np.testing.assert_allclose(table["score"].to_numpy(), expected["score"].to_numpy(), atol=1e-5)
+    with pytest.raises(BadInput, match="qid 'q1' of the candidates has no embedding"):
+        cosine_scores(collection.candidates, encode_texts(collection.queries, ["q0"], encoder, "qid"), stored)
+
+
+def test_a_ranker_is_recognised_by_its_folder(tiny, collection, tmp_path, monkeypatch):
+    teacher = CrossEncoder.start(tiny, 32)
+    teacher.save(tmp_path / "teacher")
+    texts = collection.queries, collection.passages
+    by_teacher = rerank(tmp_path / "teacher", collection.candidates, *texts, FLOAT32)
+    row = by_teacher.slice(17, 1).to_pylist()[0]
+    expected = teacher.score([texts[0][row["qid"]]], [texts[1][row["pid"]]], FLOAT32)[0]
+    assert row["score"] == pytest.approx(expected, abs=1e-5)
+
+    by_student = rerank(tiny, collection.candidates, *texts, FLOAT32)
+    direct = rank_by_cosine(collection.candidates, *texts, TorchEncoder(BiEncoder.load(tiny), FLOAT32))
+    assert by_student.equals(direct)
+
+
+def test_an_onnx_folder_goes_to_the_serving_engine(tmp_path, monkeypatch):
+    engine = ModuleType("engine")
+
+    class OnnxEncoder:
+        def __init__(self, path):
+            self.path = path
+
+    engine.OnnxEncoder = OnnxEncoder
+    monkeypatch.setitem(sys.modules, "neuroranker_pipeline.serving.engine", engine)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert load_ranker(tmp_path).encoder.path == tmp_path
