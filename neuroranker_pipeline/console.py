@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from neuroranker_pipeline.resources.metrics import MetricsStore
     from neuroranker_pipeline.resources.workspace import Workspace
 
-console = Console(highlight=False)
+# Wide enough for the table of rankers where there is no terminal to ask.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where the output is not a terminal
 
@@ -101,7 +102,7 @@ def _outcome_line(outcome: Outcome) -> str:
 
 def show_results(workspace: Workspace) -> Path:
     """The table of rankers and the commands to try next; returns the HTML report's path."""
-    from neuroranker_pipeline.evaluation.report import render_table
+    from neuroranker_pipeline.evaluation.tables import render_table
 
     folder = workspace.lake.read("eval_report")
     console.print()

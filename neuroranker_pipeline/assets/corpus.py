@@ -12,7 +12,6 @@ from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES, read_
 from neuroranker_pipeline.datasets.validate import judged_outside
 from neuroranker_pipeline.resources.workspace import Workspace
 
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.BetaWarning)  # the only way to declare data that others write
 

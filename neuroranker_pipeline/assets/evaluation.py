@@ -84,14 +84,14 @@ def _runs(step: Step) -> dict[str, pa.Table]:
 
     compute = pick_compute(step.settings.device)
     step.device = str(compute)
-    candidates, base = read_table(step.read("bm25_candidates")), read_table(step.read("base_scores"))
+    candidates, base = read_table(step.read("bm25_candidates", "test")), read_table(step.read("base_scores", "test"))
     texts, found = texts_for(step, candidates)
     student = TorchEncoder(BiEncoder.load(step.read("student_checkpoint")), compute)
     asked = encode_texts(texts, sorted(texts), student, "qid")
     runs = {
         "BM25": candidates,
         "base student": base,
-        "teacher": cascade_run(base, read_table(step.read("teacher_scores"))),
+        "teacher": cascade_run(base, read_table(step.read("teacher_scores", "test"))),
         "student": cosine_scores(candidates, asked, read_embeddings(step.read_all("passage_embeddings"))),
     }
     others = {

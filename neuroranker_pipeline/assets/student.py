@@ -27,7 +27,7 @@ from neuroranker_pipeline.datasets.tables import read_table
         queries,
         qrels,
     ],
-    settings=["student", "cascade_depth", "seed"],
+    settings=["student", "cascade_depth", "seed", "bounds.student_over_bm25", "bounds.student_over_base"],
     checks=[checks.loss_is_finite, checks.beats_bm25, checks.not_worse_than_base],
     pool="gpu",
 )
@@ -42,8 +42,8 @@ def student_checkpoint(step: Step) -> None:
     base = mean_reciprocal_rank(read_table(step.read("base_scores", "dev")), relevant)
     step.record(**{"dev/BM25/MRR@10": bm25, "dev/base student/MRR@10": base})
     mrr = step.figures["dev/MRR@10"]
-    step.check(checks.beats_bm25(mrr, bm25))
-    step.check(checks.not_worse_than_base(mrr, base))
+    step.check(checks.beats_bm25(mrr, bm25, step.settings.bounds.student_over_bm25))
+    step.check(checks.not_worse_than_base(mrr, base, step.settings.bounds.student_over_base))
 
 
 @lake_asset(

@@ -20,15 +20,15 @@ def loss_is_finite(losses: Sequence[float]) -> Verdict:
 
 
 @rule
-def beats_bm25(mrr: float, bm25: float) -> Verdict:
-    """MRR@10 on the dev split is above BM25's."""
-    return Verdict(mrr > bm25, {"mrr_at_10": mrr, "bm25": bm25})
+def beats_bm25(mrr: float, bm25: float, margin: float = 0.0) -> Verdict:
+    """MRR@10 on the dev split is above BM25's by more than the set margin."""
+    return Verdict(mrr - bm25 > margin, {"mrr_at_10": mrr, "bm25": bm25, "margin": margin})
 
 
 @rule
-def not_worse_than_base(mrr: float, base: float) -> Verdict:
-    """MRR@10 on the dev split is at least the untouched base student's."""
-    return Verdict(mrr >= base, {"mrr_at_10": mrr, "base_student": base})
+def not_worse_than_base(mrr: float, base: float, margin: float = 0.0) -> Verdict:
+    """MRR@10 on the dev split is above the untouched base student's by at least the set margin."""
+    return Verdict(mrr - base >= margin, {"mrr_at_10": mrr, "base_student": base, "margin": margin})
 
 
 @rule

@@ -26,39 +26,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from neuroranker_pipeline.errors import BadInput, require
+from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.export.onnx import copy_companions, write_settings
+from neuroranker_pipeline.export.settings import QuantizationSettings
 from neuroranker_pipeline.serving.engine import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
 
 # A table of fewer numbers (positions, token types) is not worth an approximation.
 SMALLEST_TABLE = 1_000_000
-
-
-@dataclass(frozen=True)
-class QuantizationSettings:
-    """What becomes int8, and how far the result may stray.
-
-    products: matrix products with weights; embeddings: the token embedding table; weight_bits: 8, or 7 for x86
-    processors without VNNI, whose 8-bit products overflow in 16-bit sums; min_cosine: the least mean cosine with the
-    float32 vectors on the calibration texts.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-
-    products: bool = True
-    embeddings: bool = True
-    weight_bits: Literal[7, 8] = 8
-    min_cosine: float = 0.98
-
-    def __post_init__(self) -> None:
-        require(self.weight_bits in (7, 8), "weight_bits", "7 or 8", self.weight_bits)
-        require(0 < self.min_cosine <= 1, "min_cosine", "in (0, 1]", self.min_cosine)
 
 
 @dataclass(frozen=True)

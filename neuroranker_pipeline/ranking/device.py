@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.ranking.settings import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

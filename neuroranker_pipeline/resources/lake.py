@@ -87,7 +87,7 @@ class Lake:
         if manifest is None:
             raise NotReady(f"{name} has not been made yet: run `neuroranker run --select {asset}`")
         if manifest.failed_checks:
-            failed = ", ".join(f"{c.name} ({c.description})" for c in manifest.failed_checks)
+            failed = "; ".join(f"{c.name} ({c.description} {dict(c.metadata)})" for c in manifest.failed_checks)
             raise NotReady(f"{name} failed a blocking check and may not be used: {failed}")
         return manifest
 

@@ -219,12 +219,10 @@ class MetricsStore:
         )
 
     def _create(self) -> None:
-        """Make the folders, an empty Parquet file in each (a glob that matches nothing is an error), and
-        views.sql.
+        """Make the folders, an empty Parquet file in each (a glob without a match is an error), and views.sql.
 
-        Leaves alone what is right already, so that a store on a read-only disk can be read. The paths in
-        views.sql are absolute, because DuckDB resolves relative ones from where the client was started; a
-        moved lake gets new ones.
+        Leaves alone what is right already. The paths in views.sql are absolute, because DuckDB resolves relative
+        ones from where the client was started; a moved lake gets new ones.
         """
         filesystem, path = self._filesystem()
         for family, schema in FAMILIES.items():

@@ -114,7 +114,7 @@ class Reranker:
         vectors = self.encoder.encode_tokens(list(unique))
         rows = vectors[[unique[tuple(tokens)] for tokens in text_tokens]]
         # A sum per row, and no matrix product, whose rounding would depend on the number of rows.
-        scores = (rows * vectors[0]).sum(axis=1, dtype=np.float64)
+        scores = (rows * vectors[0]).sum(axis=1, dtype=np.float64).clip(-1, 1)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 

@@ -81,7 +81,12 @@ def _shaped(status: int, body: bytes) -> JSONResponse:
         return refusal(status, content)
     if "detail" not in content:
         return refusal(status, content["error"])
-    return JSONResponse({"error": content["error"], "detail": content["detail"]}, status_code=status)
+    if not isinstance(content["detail"], list):
+        return JSONResponse(content, status_code=status)
+    # What pydantic found: the first finding is the error, all of them the detail.
+    detail = [{key: error.get(key) for key in ("type", "loc", "msg")} for error in content["detail"]]
+    where = ".".join(map(str, detail[0]["loc"])) or "body"
+    return JSONResponse({"error": f"{where}: {detail[0]['msg']}", "detail": detail}, status_code=status)
 
 
 class WithoutRefusals(logging.Filter):

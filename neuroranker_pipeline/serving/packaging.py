@@ -24,8 +24,8 @@ from neuroranker_pipeline import serving
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.serving.engine import find_model
 
-# What the service imports beyond the standard library, at the versions that built and checked it.
-REQUIREMENTS = ("bentoml", "onnxruntime", "tokenizers", "numpy")
+# What the service imports, at the versions that built and checked it; BentoML adds itself.
+REQUIREMENTS = ("onnxruntime", "tokenizers", "numpy")
 PACKAGE = Path(serving.__file__).parent.parent
 MODULES = (
     "__init__.py",

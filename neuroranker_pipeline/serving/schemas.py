@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, NotRequired
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # pydantic reads typing.TypedDict only from Python 3.12 on.
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 # A first stage hands over up to 1,000 candidates; a passage beyond 20,000 characters is a document to split.
 MAX_TEXTS = 1000
@@ -45,9 +45,17 @@ class RankedText(TypedDict):
 
 
 class Document(BaseModel):
-    """A document of ``POST /v1/rerank`` that is not a bare string; other fields are ignored."""
+    """A document of ``POST /v1/rerank``: a bare string or ``{text}``, whose other fields are ignored."""
+
+    # In place of a union of the two, whose errors would name neither the document nor what is wrong with it.
+    model_config = ConfigDict(json_schema_extra={"description": "A string, or an object with a text."})
 
     text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
 
 
 class RerankV1Request(BaseModel):
@@ -58,13 +66,13 @@ class RerankV1Request(BaseModel):
 
     model: str | None = Field(None, max_length=256)
     query: Text
-    documents: list[Text | Document] = Field(min_length=1, max_length=MAX_TEXTS)
+    documents: list[Document] = Field(min_length=1, max_length=MAX_TEXTS)
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
 
     def texts(self) -> list[str]:
         """The documents' texts, in order."""
-        return [item.text if isinstance(item, Document) else item for item in self.documents]
+        return [document.text for document in self.documents]
 
 
 class ReturnedDocument(TypedDict):

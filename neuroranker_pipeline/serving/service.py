@@ -14,7 +14,7 @@ from bentoml.exceptions import BentoMLConfigException
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.serving import schemas
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
+from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker, find_model
 from neuroranker_pipeline.serving.http import BoundedBody, JsonErrors, WithoutRefusals, refusal
 
 PACKAGED_MODEL = Path(__file__).resolve().parent / "model"
@@ -51,7 +51,7 @@ class Ranker:
     def __init__(self) -> None:
         path = model_path()
         self.reranker = Reranker(OnnxEncoder(path))
-        self.model_name = "ranker" if path == PACKAGED_MODEL else path.name
+        self.model_name = "ranker" if path == PACKAGED_MODEL else find_model(path).parent.name
 
     def __is_ready__(self) -> bool:
         return bool(np.isfinite(self.reranker.encoder.encode(["ready"])).all())
@@ -94,8 +94,9 @@ class Ranker:
         }
 
 
-Ranker.add_asgi_middleware(JsonErrors)
-Ranker.add_asgi_middleware(BoundedBody, max_bytes=schemas.MAX_BODY_BYTES)
+# mypy does not see that the decorator made the class a bentoml Service.
+Ranker.add_asgi_middleware(JsonErrors)  # type: ignore[attr-defined]
+Ranker.add_asgi_middleware(BoundedBody, max_bytes=schemas.MAX_BODY_BYTES)  # type: ignore[attr-defined]
 
 
 def logistic(score: float) -> float:

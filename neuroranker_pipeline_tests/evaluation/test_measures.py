@@ -49,7 +49,7 @@ def ideal_order(rows, qid):
 
 @given(runs, judged)
 def test_agrees_with_trec_eval_itself_on_ties_missing_queries_and_unjudged_passages(run, qrels):
-    grades = {}
+    grades: dict[str, dict[str, int]] = {}
     for qid, pid, grade in qrels:
         grades.setdefault(qid, {})[pid] = grade
     order = {qid: {p: float(-i) for i, p in enumerate(ideal_order(run, qid))} for qid in QIDS}

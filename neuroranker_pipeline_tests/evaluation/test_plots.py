@@ -11,26 +11,26 @@ NAN = float("nan")
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def shapes(svg: str, tag: str) -> list[ET.Element]:
-    return [element for element in ET.fromstring(svg).iter() if element.tag == tag]
+def shapes(svg: str, tag: str) -> list[dict[str, str]]:
+    return [
+        element.attrib | {"text": element.text or ""} for element in ET.fromstring(svg).iter() if element.tag == tag
+    ]
 
 
 def test_intervals_put_better_rankers_to_the_right_and_escape_names():
     svg = plots.intervals([("BM25", 0.2, 0.1, 0.3), ("<b>&", 0.6, NAN, NAN)], "MRR@10", ceiling=0.9)
     first, second = shapes(svg, "circle")
-    assert float(first.get("cx")) < float(second.get("cx"))
-    assert float(second.get("cx")) < float(
-        next(e for e in shapes(svg, "line") if e.get("class") == "ceiling").get("x1")
-    )
-    assert "<b>&" in [text.text for text in shapes(svg, "text")]
-    assert len([e for e in shapes(svg, "line") if e.get("class", "").startswith("range")]) == 1
+    assert float(first["cx"]) < float(second["cx"])
+    assert float(second["cx"]) < float(next(e for e in shapes(svg, "line") if e["class"] == "ceiling")["x1"])
+    assert "<b>&" in [text["text"] for text in shapes(svg, "text")]
+    assert len([e for e in shapes(svg, "line") if e["class"].startswith("range")]) == 1
 
 
 def test_lines_break_at_values_that_are_not_finite():
     svg = plots.lines({"loss": [(1, 3.0), (2, 2.0), (3, NAN), (4, 1.0)]}, "step", "loss")
     broken = shapes(svg, "polyline")
-    assert [len(line.get("points").split()) for line in broken] == [2, 1]
-    heights = [float(point.split(",")[1]) for point in broken[0].get("points").split()]
+    assert [len(line["points"].split()) for line in broken] == [2, 1]
+    heights = [float(point.split(",")[1]) for point in broken[0]["points"].split()]
     assert heights[0] < heights[1]  # a lower loss is drawn lower: SVG's y grows downwards
     assert plots.lines({"loss": [(1, NAN)]}, "step", "loss") == ""
 
@@ -38,7 +38,7 @@ def test_lines_break_at_values_that_are_not_finite():
 @given(st.lists(st.tuples(st.integers(0, 10**6), finite), min_size=1, max_size=40))
 def test_lines_draw_any_finite_curve_inside_the_picture(points):
     for line in shapes(plots.lines({"loss": [(float(x), y) for x, y in points]}, "step", "loss"), "polyline"):
-        for point in line.get("points").split():
+        for point in line["points"].split():
             x, y = map(float, point.split(","))
             assert 0 <= x <= plots.WIDTH
             assert 0 <= y <= 200
@@ -46,8 +46,8 @@ def test_lines_draw_any_finite_curve_inside_the_picture(points):
 
 def test_differences_show_losses_below_and_wins_above_zero():
     svg = plots.differences([-0.5, 0.0, 1.0], "queries")
-    zero = float(next(e for e in shapes(svg, "line") if e.get("class") == "zero").get("y1"))
-    areas = {e.get("class"): [float(p.split(",")[1]) for p in e.get("points").split()] for e in shapes(svg, "polygon")}
+    zero = float(next(e for e in shapes(svg, "line") if e["class"] == "zero")["y1"])
+    areas = {e["class"]: [float(p.split(",")[1]) for p in e["points"].split()] for e in shapes(svg, "polygon")}
     assert max(areas["loss"]) > zero == min(areas["loss"])
     assert min(areas["win"]) < zero == max(areas["win"])
     assert len(plots.differences(list(np.linspace(-1, 1, 7000)), "queries")) < 40_000

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from neuroranker_pipeline.datasets.tables import PASSAGES, write_table
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.export.onnx import export_student
 from neuroranker_pipeline.ranking import embeddings
 from neuroranker_pipeline.ranking.embeddings import (
     TorchEncoder,
@@ -20,7 +19,7 @@ from neuroranker_pipeline.ranking.embeddings import (
     read_embeddings,
 )
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
-from neuroranker_pipeline.ranking.rerank import load_ranker, rerank
+from neuroranker_pipeline.ranking.rerank import rerank
 from neuroranker_pipeline_tests.ranking.conftest import FLOAT32
 
 
@@ -31,10 +30,10 @@ def model(tiny):
 
 def test_embeddings_on_disk_score_as_embeddings_in_memory(model, collection, tmp_path, monkeypatch):
     passages = pa.table([list(collection.passages), list(collection.passages.values())], schema=PASSAGES)
-    write_table(tmp_path / "passages", passages)
+    write_table(tmp_path / "passages", passages, PASSAGES)
     assert embed_passages(tmp_path / "passages", tmp_path / "vectors", model, FLOAT32) == 300
     stored = read_embeddings(tmp_path / "vectors")
-    assert pa.parquet.read_schema(tmp_path / "vectors" / "part-00000.parquet") == embedding_schema(32)
+    assert pq.read_schema(tmp_path / "vectors" / "part-00000.parquet") == embedding_schema(32)
     np.testing.assert_allclose(np.linalg.norm(stored.vectors, axis=1), 1, atol=1e-6)
     encoder = TorchEncoder(model, FLOAT32)
     queries = encode_texts(collection.queries, list(collection.queries), encoder, "qid")
@@ -47,7 +46,7 @@ def test_embeddings_on_disk_score_as_embeddings_in_memory(model, collection, tmp
         cosine_scores(collection.candidates, encode_texts(collection.queries, ["q0"], encoder, "qid"), stored)
 
 
-def test_a_ranker_is_recognised_by_its_folder(tiny, collection, tmp_path, monkeypatch):
+def test_a_ranker_is_recognised_by_its_folder(tiny, collection, tmp_path):
     teacher = CrossEncoder.start(tiny, 32)
     teacher.save(tmp_path / "teacher")
     texts = collection.queries, collection.passages
@@ -61,14 +60,10 @@ def test_a_ranker_is_recognised_by_its_folder(tiny, collection, tmp_path, monkey
     assert by_student.equals(direct)
 
 
-def test_an_onnx_folder_goes_to_the_serving_engine(tmp_path, monkeypatch):
-    engine = ModuleType("engine")
-
-    class OnnxEncoder:
-        def __init__(self, path):
-            self.path = path
-
-    engine.OnnxEncoder = OnnxEncoder
-    monkeypatch.setitem(sys.modules, "neuroranker_pipeline.serving.engine", engine)
-    (tmp_path / "model.onnx").write_bytes(b"")
-    assert load_ranker(tmp_path).encoder.path == tmp_path
+def test_an_onnx_folder_ranks_as_the_student_it_came_from(tiny, collection, tmp_path):
+    export_student(tiny, tmp_path / "onnx")
+    texts = collection.queries, collection.passages
+    by_onnx = rerank(tmp_path / "onnx", collection.candidates, *texts, FLOAT32)
+    by_student = rerank(tiny, collection.candidates, *texts, FLOAT32)
+    assert by_onnx["pid"].equals(by_student["pid"])
+    np.testing.assert_allclose(by_onnx["score"].to_numpy(), by_student["score"].to_numpy(), atol=1e-4)

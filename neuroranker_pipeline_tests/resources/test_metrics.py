@@ -5,6 +5,7 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
@@ -90,9 +91,8 @@ def test_times_are_kept_in_utc_and_must_have_a_zone(store):
 
 
 def test_values_that_are_not_finite_are_kept(store):
-    store.append(
-        record(figures=history_figures([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}]))
-    )
+    diverged = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}]
+    store.append(record(figures=history_figures(diverged)))
     assert store.query("SELECT isnan(value), isinf(value) FROM curves ORDER BY step")[1] == [
         (True, False),
         (False, True),
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_are_kept(store):
 
 
 def test_a_training_history_becomes_curve_points():
-    rows = [{"step": 10, "loss": 0.7, "phase": "warm-up"}, {"step": 20, "loss": 0.5, "lr": 1}]
+    rows: list[dict[str, Any]] = [{"step": 10, "loss": 0.7, "phase": "warm-up"}, {"step": 20, "loss": 0.5, "lr": 1}]
     assert history_figures(rows, "student/") == (
         Figure("student/loss", 0.7, 10),
         Figure("student/loss", 0.5, 20),
@@ -230,6 +230,7 @@ def writing(tmp_path):
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
     )
+    assert writer.stdout
     try:
         assert writer.stdout.readline() == "1\n"
         yield MetricsStore(str(tmp_path))

