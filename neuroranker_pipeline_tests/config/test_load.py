@@ -56,7 +56,7 @@ def test_overrides_win(tmp_path: Path) -> None:
         ("bm25: {depth: many}", r"bm25\.depth: input should be a valid integer.*got 'many'"),
         ("device: tpu", r"device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
         ("cascade_depth: 5", r"cascade_depth must be at least 10"),
-        ("seed: 1\nbm25: {k1: -1, b: 0.4}\nshards: {passages: 0}", r"bm25\.k1 must be.*; shards\.passages must be"),
+        ("seed: 1\nbm25: {k1: -1, b: 0.4}\nshards: {passages: 0}", r"shards\.passages must be.*; bm25\.k1 must be"),
         ("- a list", r"mine\.yaml: expected a mapping of settings, got list"),
         ("a: [1", r"mine\.yaml: not valid YAML: .*line 1"),
         ("extends: nothing", r"profile 'nothing' is unknown: expected one of .*quickstart.*smoke"),

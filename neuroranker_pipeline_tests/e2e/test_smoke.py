@@ -1,0 +1,173 @@
+"""From raw data to a Bento that answers, through the command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+from neuroranker_pipeline.assets import ASSETS
+from neuroranker_pipeline.config.load import load_settings
+from neuroranker_pipeline.datasets.tables import read_table
+from neuroranker_pipeline.serving.packaging import serve_bento
+from neuroranker_pipeline_tests.e2e.conftest import PROFILE, Graph, assert_whole
+
+pytestmark = pytest.mark.e2e
+
+RANKERS = ("BM25", "base student", "teacher", "student", "hard-label control", "student ONNX", "student int8")
+PAIRS = [("q one", "a passage"), ("how to read a file", "Open a file and return a stream."), ("x", "y " * 300)]
+
+
+def ran(output: str) -> list[str]:
+    """The assets that a run made, by its lines with a check mark."""
+    return list(dict.fromkeys(re.findall(r"✓ (\w+)", output)))
+
+
+def test_every_asset_is_there_and_whole(graph: Graph) -> None:
+    settings = load_settings(PROFILE)
+    assert assert_whole(graph.lake) == sum(len(asset.partitions(settings)) for asset in ASSETS)
+
+
+@pytest.mark.parametrize(
+    ("phase", "asset"), [("teacher training", "teacher_checkpoint"), ("student training", "student_checkpoint")]
+)
+def test_training_went_on_from_its_checkpoint(graph: Graph, phase: str, asset: str) -> None:
+    before = graph.killed[phase]["result"]
+    after = json.loads((graph.lake.read(asset) / "training.json").read_text())
+    assert 0 < before["steps"] < after["steps"] == 12
+    # Speeds are measured, so they can only be equal where the steps were not taken again.
+    assert after["history"][: len(before["history"])] == before["history"]
+
+
+def test_a_killed_run_is_marked_as_failed_and_blocks_nobody(graph: Graph) -> None:
+    import dagster as dg
+
+    home = graph.root / "lake" / ".dagster" / PROFILE
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        statuses = [run.status.value for run in instance.get_runs()]
+        assert statuses.count("FAILURE") == 4
+        assert set(statuses) == {"FAILURE", "SUCCESS"}
+        assert all(not instance.event_log_storage.get_concurrency_info(pool).claimed_slots for pool in ("gpu", "jvm"))
+
+
+def test_the_run_ends_with_the_table_and_the_next_commands(graph: Graph) -> None:
+    for ranker in RANKERS:
+        assert re.search(rf"{ranker} .*0\.\d\d\d", graph.output), ranker
+    assert "bentoml serve ranker:latest --port 8000" in graph.output
+    assert "neuroranker search --profile smoke" in graph.output
+
+
+def test_a_second_run_makes_nothing(graph: Graph) -> None:
+    done = graph.command("run")
+    assert done.returncode == 0
+    assert ran(done.stdout) == []
+    assert "0 steps run" in done.stdout
+
+
+def test_the_report_holds_every_ranker_and_its_runs(graph: Graph) -> None:
+    folder = graph.lake.read("eval_report")
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["ranker"] for row in report["rankers"]] == list(RANKERS)
+    assert report["queries"] == load_settings(PROFILE).data.test_queries
+    assert len(list((folder / "runs").glob("*.trec"))) == len(RANKERS)
+    assert "<script" not in (folder / "report.html").read_text()
+    assert graph.command("report").stdout.count("student int8") == 1
+
+
+def test_search_shows_both_ranks(graph: Graph) -> None:
+    done = graph.command("search", "parse a JSON document", "-k", "5")
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[:3] == ["rank", "BM25", "score"]
+    assert [int(row.split()[0]) for row in rows if row.split()[0].isdigit()] == [1, 2, 3, 4, 5]
+    assert any(row.split()[3].startswith("json.") for row in rows)
+
+
+def test_metrics_hold_every_materialization(graph: Graph) -> None:
+    done = graph.command("metrics", "SELECT count(DISTINCT asset) AS assets FROM materializations WHERE checks_passed")
+    assert done.stdout.split() == ["assets", str(len(ASSETS))]
+    done = graph.command("metrics", "SELECT value FROM measures WHERE ranker = 'student int8' AND measure = 'MRR@10'")
+    shown = re.search(r"student int8 \W+(0\.\d+)", graph.output)
+    assert shown is not None
+    assert float(done.stdout.split()[1]) == pytest.approx(float(shown[1]), abs=5e-4)
+
+
+def test_the_models_open_in_sentence_transformers_with_equal_scores(graph: Graph) -> None:
+    import torch
+    from sentence_transformers import CrossEncoder as TheirCrossEncoder
+    from sentence_transformers import SentenceTransformer
+
+    from neuroranker_pipeline.ranking.device import Compute
+    from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+
+    compute = Compute(torch.device("cpu"), torch.float32)
+    queries, passages = map(list, zip(*PAIRS, strict=True))
+    teacher = graph.lake.read("teacher_checkpoint")
+    ours = CrossEncoder.load(teacher).score(queries, passages, compute)
+    theirs = TheirCrossEncoder(str(teacher)).predict(PAIRS)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    student = graph.lake.read("student_checkpoint")
+    np.testing.assert_allclose(
+        BiEncoder.load(student).encode(passages, compute), SentenceTransformer(str(student)).encode(passages), atol=1e-4
+    )
+
+
+def test_the_bento_in_the_store_answers(graph: Graph) -> None:
+    from pathlib import Path
+
+    body = {
+        "query": "what is a neural ranking model",
+        "texts": [
+            "Neural ranking models learn to order documents given a query.",
+            "Inverse propensity scoring reweights clicks to debias position.",
+        ],
+    }
+    with serve_bento("ranker:latest", Path(graph.environment["BENTOML_HOME"])) as url:
+        request = urllib.request.Request(
+            f"{url}/rerank", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+    assert [item["index"] for item in answer] == [0, 1]
+
+
+def test_a_bento_lost_from_the_store_is_put_back_without_building_it(graph: Graph) -> None:
+    bentoml = [sys.executable, "-m", "bentoml"]
+    subprocess.run([*bentoml, "delete", "--yes", "ranker"], env=graph.environment, check=True, capture_output=True)
+    done = graph.command("run")
+    assert done.returncode == 0
+    assert ran(done.stdout) == []
+    listed = subprocess.run(
+        [*bentoml, "list", "-o", "json"], env=graph.environment, check=True, capture_output=True, text=True
+    )
+    assert "ranker:" in listed.stdout
+
+
+def test_a_learning_rate_changes_only_its_model_and_what_follows(graph: Graph) -> None:
+    done = graph.command("run", "--set", "student.training.learning_rate=5e-5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(done.stdout) == [
+        "student_checkpoint",
+        "student_control",
+        "passage_embeddings",
+        "student_onnx",
+        "student_onnx_int8",
+        "eval_report",
+        "ranker_bento",
+    ]
+
+
+def test_candidates_are_the_same_in_a_second_lake(graph: Graph) -> None:
+    """The retrieval half is deterministic to the byte: data versions of equal content are equal."""
+    again = Graph(graph.root / "again")
+    again.root.mkdir()
+    assert again.command("run", "--select", "bm25_candidates").returncode == 0
+    for asset, partition in (("passages", None), ("queries", None), ("qrels", None), ("bm25_candidates", "test")):
+        ours, theirs = (g.lake.usable(asset, partition).data_version for g in (graph, again))
+        assert ours == theirs, asset
+    assert read_table(again.lake.read("bm25_candidates", "test")).num_rows > 0
