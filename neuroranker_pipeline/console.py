@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Wide enough for the table of rankers where there is no terminal to ask.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
+HIT_WIDTH = 100  # characters of a passage in a list of hits
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where the output is not a terminal
 
 
@@ -66,6 +67,7 @@ def _one_at_a_time(workspace: Workspace) -> Iterator[None]:
 
 def run_with_progress(workspace: Workspace, names: Sequence[str]) -> None:
     """Bring the named assets (all, when none is named) up to date, a line for each."""
+    from neuroranker_pipeline.assets.serving import publish_again
     from neuroranker_pipeline.assets.step import listener
     from neuroranker_pipeline.orchestration.instance import open_instance
     from neuroranker_pipeline.orchestration.planner import Outcome, bring_up_to_date, selected
@@ -86,6 +88,8 @@ def run_with_progress(workspace: Workspace, names: Sequence[str]) -> None:
         finally:
             narrator.end()
             listener.reset(token)
+        if not names and (tag := publish_again(workspace.lake)):
+            console.print(f"    {tag} was not in the BentoML store: put back", markup=False)
     seconds = time.perf_counter() - started
     console.print(f"{ran} steps run, the rest was up to date; {seconds / 60:.1f} minutes.")
 
@@ -128,23 +132,15 @@ def show_results(workspace: Workspace) -> Path:
 
 
 def show_hits(question: str, hits: Sequence[Hit]) -> None:
-    """Search results: the final rank, BM25's beside it, the passage's id and how it begins."""
+    """Search results: the final rank, BM25's beside it, the passage's id, and how the passage begins."""
     if not hits:
         console.print(f"Nothing in the collection shares a word with: {question}", markup=False)
         return
-    table = Table(box=None, pad_edge=False)
-    for name, align in (
-        ("rank", "right"),
-        ("BM25", "right"),
-        ("score", "right"),
-        ("pid", "left"),
-        ("text", "left"),
-    ):
-        table.add_column(name, justify=align, no_wrap=name != "pid", overflow="fold" if name == "pid" else "ellipsis")  # type: ignore[arg-type]
+    console.print("rank  BM25  score  pid")
     for hit in hits:
-        text = " ".join(hit.text.split())
-        table.add_row(str(hit.rank), str(hit.bm25_rank), f"{hit.score:.3f}", escape(hit.pid), escape(text[:200]))
-    console.print(table)
+        console.print(f"{hit.rank:4}  {hit.bm25_rank:4}  {hit.score:5.3f}  [bold]{escape(hit.pid)}[/bold]", soft_wrap=True)
+        text = " ".join(hit.text.removeprefix(f"{hit.pid}:").split())
+        console.print(f"{'':19}[dim]{escape(text[:HIT_WIDTH])}[/dim]", soft_wrap=True)
 
 
 LAST_RUNS = """

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, queries
 from neuroranker_pipeline.assets.evaluation import eval_report
@@ -14,10 +13,11 @@ from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.training import texts_for
 from neuroranker_pipeline.checks import serving as checks
 from neuroranker_pipeline.datasets.tables import read_table
+from neuroranker_pipeline.resources.lake import Lake
 
 ASKED = 20  # passages that the built Bento re-ranks before it is published
-BENTO = "bento"  # the Bento's folder in the artifact
-BENTO_INFO = "bento.json"
+ARCHIVE = "ranker.bento"
+TAG_FILE = "tag.txt"
 
 
 @lake_asset(
@@ -29,25 +29,41 @@ BENTO_INFO = "bento.json"
     by_content=False,
 )
 def ranker_bento(step: Step) -> None:
-    """The int8 student as a Bento, asked once over HTTP; published to the user's BentoML store if it answered rightly."""
+    """The int8 student as a Bento that was started and asked; published to the user's BentoML store if it answered right.
+
+    The artifact is the exported Bento: ``bentoml import`` puts it into any other store.
+    """
     from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
-    from neuroranker_pipeline.serving.packaging import build_bento, publish_bento, served_order
+    from neuroranker_pipeline.serving.packaging import build_bento, export_bento, import_bento, served_order
 
     model = step.read("student_onnx_int8")
-    store = step.work / "store"  # not the user's: an unchecked Bento must never be the latest there
-    shutil.rmtree(store, ignore_errors=True)
+    store = step.work / "store"  # not the user's, where an unchecked Bento would be the latest
     labels = {"profile": step.settings.profile, "student": step.manifest("student_onnx_int8").version}
     bento = build_bento(model, step.read("eval_report"), step.settings.bento.name, None, labels, store)
-
-    candidates = read_table(step.read("bm25_candidates", "dev")).slice(0, ASKED)
-    asked = candidates.filter([qid == candidates["qid"][0].as_py() for qid in candidates["qid"].to_pylist()])
-    texts, found = texts_for(step, asked)
-    query, documents = next(iter(texts.values())), [found[pid] for pid in asked["pid"].to_pylist()]
-    expected = [index for index, _ in Reranker(OnnxEncoder(model)).rerank(query, documents)]
-    outcome = checks.bento_answers_correctly(served_order(bento.path, query, documents), expected)
-    step.check(outcome)
-    shutil.copytree(bento.path, step.out / BENTO)
-    (step.out / BENTO_INFO).write_text(json.dumps({"tag": bento.tag}))
+    export_bento(bento, step.out / ARCHIVE, store)
+    (step.out / TAG_FILE).write_text(bento.tag)
     step.metadata["tag"] = bento.tag
-    if outcome.passed:
-        publish_bento(bento.path)
+
+    query, documents = _question(step)
+    expected = [index for index, _ in Reranker(OnnxEncoder(model)).rerank(query, documents)]
+    answered = checks.bento_answers_correctly(served_order(bento.path, query, documents), expected)
+    step.check(answered)
+    if answered.passed:
+        import_bento(step.out / ARCHIVE, bento.tag)
+
+
+def publish_again(lake: Lake) -> str | None:
+    """Put the current Bento back into the user's store if it was lost from there; returns its tag if so."""
+    from neuroranker_pipeline.serving.packaging import import_bento
+
+    folder = lake.read(ranker_bento.name)
+    tag = (folder / TAG_FILE).read_text()
+    return tag if import_bento(folder / ARCHIVE, tag) else None
+
+
+def _question(step: Step) -> tuple[str, list[str]]:
+    """A dev query and its first candidates."""
+    candidates = read_table(step.read("bm25_candidates", "dev"))
+    asked = candidates.filter(pc.equal(candidates["qid"], candidates["qid"][0])).slice(0, ASKED)
+    texts, found = texts_for(step, asked)
+    return next(iter(texts.values())), [found[pid] for pid in asked["pid"].to_pylist()]

@@ -26,10 +26,10 @@ def save_checkpoint(work: Path, step: int, tensors: dict[str, torch.Tensor], sta
     for file in (unfinished / TENSORS, unfinished / STATE):
         _sync(file)
     if target.exists():
-        shutil.rmtree(target)
+        _remove(target)
     os.rename(unfinished, target)
     for older in _checkpoints(work)[:-1]:
-        shutil.rmtree(older)
+        _remove(older)
 
 
 def load_checkpoint(work: Path, fingerprint: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -43,8 +43,16 @@ def load_checkpoint(work: Path, fingerprint: str) -> tuple[dict[str, torch.Tenso
         if state["fingerprint"] == fingerprint:
             found = load_file(folder / TENSORS), state
         else:
-            shutil.rmtree(folder)
+            _remove(folder)
     return found
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that a crash halfway leaves nothing that looks like one."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.rename(folder, unfinished)
+    shutil.rmtree(unfinished)
 
 
 def _checkpoints(work: Path) -> list[Path]:

@@ -18,7 +18,14 @@ import yaml
 
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
-from neuroranker_pipeline.serving.packaging import BentoInfo, build_bento, check_bento, serve_bento
+from neuroranker_pipeline.serving.packaging import (
+    BentoInfo,
+    build_bento,
+    export_bento,
+    import_bento,
+    serve_bento,
+    served_order,
+)
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS, ragged_texts
 
 
@@ -129,10 +136,19 @@ def test_errors_are_json_with_detail(url: str, path: str, body: Any, status: int
     assert "Traceback" not in json.dumps(answer)
 
 
-def test_check_bento_compares_the_order(bento: BentoInfo, home: Path) -> None:
-    assert check_bento(bento.path, QUERY, TEXTS, [0, 1], home) == [0, 1]
-    with pytest.raises(BadInput, match=r"served the order \[0, 1\], expected \[1, 0\]"):
-        check_bento(bento.tag, QUERY, TEXTS, [1, 0], home)
+def test_the_built_bento_serves_the_offline_order(bento: BentoInfo, home: Path, int8_dir: Path) -> None:
+    offline = [index for index, _ in Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, TEXTS)]
+    assert served_order(bento.path, QUERY, TEXTS, home) == offline
+
+
+def test_a_bento_moves_to_another_store_as_a_file(bento: BentoInfo, home: Path, tmp_path: Path) -> None:
+    archive, other = tmp_path / "ranker.bento", tmp_path / "bentoml"
+    export_bento(bento, archive, home)
+    assert import_bento(archive, bento.tag, other)
+    assert not import_bento(archive, bento.tag, other), "it is there already"
+    assert sorted(path.name for path in (other / "bentos" / "ranker").iterdir()) == sorted(
+        path.name for path in (home / "bentos" / "ranker").iterdir()
+    )
 
 
 def test_student_onnx_names_another_model(bento: BentoInfo, home: Path, onnx_dir: Path) -> None:
