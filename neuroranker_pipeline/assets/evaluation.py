@@ -79,7 +79,7 @@ def _runs(step: Step) -> dict[str, pa.Table]:
         read_embeddings,
     )
     from neuroranker_pipeline.ranking.models import BiEncoder
-    from neuroranker_pipeline.ranking.scoring import cascade_run
+    from neuroranker_pipeline.ranking.scoring import cascade_run, combine
     from neuroranker_pipeline.serving.engine import OnnxEncoder
 
     compute = pick_compute(step.settings.device)
@@ -88,10 +88,12 @@ def _runs(step: Step) -> dict[str, pa.Table]:
     texts, found = texts_for(step, candidates)
     student = TorchEncoder(BiEncoder.load(step.read("student_checkpoint")), compute)
     asked = encode_texts(texts, sorted(texts), student, "qid")
+    teacher = read_table(step.read("teacher_scores", "test"))
     runs = {
         "BM25": candidates,
         "base student": base,
-        "teacher": cascade_run(base, read_table(step.read("teacher_scores", "test"))),
+        "teacher": cascade_run(base, teacher),
+        "teacher + base": cascade_run(base, combine([(teacher, 1.0), (base, 1.0)])),
         "student": cosine_scores(candidates, asked, read_embeddings(step.read_all("passage_embeddings"))),
     }
     others = {

@@ -19,7 +19,16 @@ from neuroranker_pipeline_tests.e2e.conftest import PROFILE, Graph, assert_whole
 
 pytestmark = pytest.mark.e2e
 
-RANKERS = ("BM25", "base student", "teacher", "student", "hard-label control", "student ONNX", "student int8")
+RANKERS = (
+    "BM25",
+    "base student",
+    "teacher",
+    "teacher + base",
+    "student",
+    "hard-label control",
+    "student ONNX",
+    "student int8",
+)
 PAIRS = [("q one", "a passage"), ("how to read a file", "Open a file and return a stream."), ("x", "y " * 300)]
 
 
@@ -57,7 +66,7 @@ def test_a_killed_run_is_marked_as_failed_and_blocks_nobody(graph: Graph) -> Non
 
 def test_the_run_ends_with_the_table_and_the_next_commands(graph: Graph) -> None:
     for ranker in RANKERS:
-        assert re.search(rf"{ranker} .*0\.\d\d\d", graph.output), ranker
+        assert re.search(rf"{re.escape(ranker)} .*0\.\d\d\d", graph.output), ranker
     assert "bentoml serve ranker:latest --port 8000" in graph.output
     assert "neuroranker search --profile smoke" in graph.output
 
