@@ -138,7 +138,9 @@ def show_hits(question: str, hits: Sequence[Hit]) -> None:
         return
     console.print("rank  BM25  score  pid")
     for hit in hits:
-        console.print(f"{hit.rank:4}  {hit.bm25_rank:4}  {hit.score:5.3f}  [bold]{escape(hit.pid)}[/bold]", soft_wrap=True)
+        console.print(
+            f"{hit.rank:4}  {hit.bm25_rank:4}  {hit.score:5.3f}  [bold]{escape(hit.pid)}[/bold]", soft_wrap=True
+        )
         text = " ".join(hit.text.removeprefix(f"{hit.pid}:").split())
         console.print(f"{'':19}[dim]{escape(text[:HIT_WIDTH])}[/dim]", soft_wrap=True)
 

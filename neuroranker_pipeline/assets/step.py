@@ -72,7 +72,7 @@ class Step:
         """The manifest of a declared input without partitions."""
         return self._inputs[asset]
 
-    def record(self, rows: int | None = None, **figures: float) -> None:
+    def record(self, rows: int | None = None, /, **figures: float) -> None:
         """Keep figures in the manifest, the run metrics and the UI; ``rows`` is the artifact's number of rows."""
         self._draft.rows = rows if rows is not None else self._draft.rows
         self._draft.figures.update({name: float(value) for name, value in figures.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pyarrow as pa
 
@@ -81,7 +82,7 @@ def passage_embeddings(step: Step) -> None:
     embed_shard(step, BiEncoder.load(step.read("student_checkpoint")))
 
 
-def _train(step: Step, objective: str) -> None:
+def _train(step: Step, objective: Literal["distill", "hard_labels"]) -> None:
     """Train with one objective; everything else is the same, so that the difference is the teacher's."""
     from neuroranker_pipeline.ranking.lists import with_positives
     from neuroranker_pipeline.ranking.scoring import top_by
@@ -102,7 +103,7 @@ def _train(step: Step, objective: str) -> None:
         step.out,
         step.work,
         teacher=read_table(step.read_all("teacher_scores")) if objective == "distill" else None,
-        dev=dev,
+        dev=dev if objective == "distill" or step.settings.student.training.eval_every else None,
         prior=read_table(step.read_all("base_scores")),
         device=step.settings.device,
         progress=step.progress,

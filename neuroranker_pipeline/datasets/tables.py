@@ -17,10 +17,9 @@ SPLITS = ("train", "dev", "gate", "test")
 PASSAGES = pa.schema([("pid", pa.string()), ("text", pa.string())])
 QUERIES = pa.schema([("qid", pa.string()), ("text", pa.string()), ("split", pa.string())])
 QRELS = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("grade", pa.int32()), ("split", pa.string())])
-CANDIDATES = pa.schema(
-    [("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
-)
+CANDIDATES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 SCORES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())])
+TEACHER_SCORES = SCORES.append(pa.field("cross_encoder", pa.float32()))
 
 ROWS_PER_FILE = 500_000
 

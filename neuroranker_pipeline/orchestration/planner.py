@@ -86,8 +86,9 @@ def _observe_source(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     """Tell the instance when the raw data's version is not the one it knows."""
     version = workspace.source.digest()
     tags = {DATA_VERSION_TAG: version}
-    known = instance.get_latest_data_version_record(raw_dataset.key)
-    if known is None or (known.asset_observation or known.asset_materialization).tags != tags:
+    records = instance.fetch_observations(raw_dataset.key, limit=1).records
+    known = records[0].asset_observation if records else None
+    if known is None or known.tags != tags:
         instance.report_runless_asset_event(dg.AssetObservation(raw_dataset.key, tags=tags))
 
 

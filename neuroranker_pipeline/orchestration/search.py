@@ -46,8 +46,6 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
         best = top_by(cosine_scores(candidates, asked, embeddings), count).to_pylist()
         bm25_ranks = dict(zip(candidates["pid"].to_pylist(), candidates["rank"].to_pylist(), strict=True))
         texts = read_texts(collection, "pid", [row["pid"] for row in best])
-        return [
-            Hit(row["rank"], bm25_ranks[row["pid"]], row["score"], row["pid"], texts[row["pid"]]) for row in best
-        ]
+        return [Hit(row["rank"], bm25_ranks[row["pid"]], row["score"], row["pid"], texts[row["pid"]]) for row in best]
 
     return search

@@ -85,28 +85,24 @@ def cascade_run(prior_scores: pa.Table, teacher_scores: pa.Table) -> pa.Table:
     return scores_table(ordered, scores)
 
 
-def combine(parts: list[tuple[pa.Table, float]]) -> pa.Table:
-    """The weighted sum of several rankers' scores, each standardized within its query first.
+def mean_spread(scores: pa.Table) -> float:
+    """The standard deviation of the scores within a query, as a mean over the queries."""
+    ordered, query, _ = _ranked(scores.select(["qid", "pid", "score"]))
+    values = ordered["score"].to_numpy().astype(np.float64)
+    count = np.maximum(np.bincount(query), 1)
+    centred = values - (np.bincount(query, values) / count)[query]
+    return float(np.sqrt(np.bincount(query, centred**2) / count).mean()) if len(values) else 0.0
 
-    Rows that any of the tables lacks are dropped. Standardizing (z-scores, https://arxiv.org/abs/2210.11934 compares
-    it with other fusions) brings cosines, logits and BM25 onto one scale.
-    """
-    total: pa.Table | None = None
-    for table, weight in parts:
-        ordered, query, _ = _ranked(table.select(["qid", "pid", "score"]))
-        scores = ordered["score"].to_numpy().astype(np.float64)
-        count = np.maximum(np.bincount(query), 1)
-        centred = scores - (np.bincount(query, scores) / count)[query]
-        deviation = np.sqrt(np.bincount(query, centred**2) / count)
-        standard = weight * centred / np.maximum(deviation, 1e-9)[query]
-        ordered = ordered.set_column(2, "score", pa.array(standard))
-        if total is None:
-            total = ordered
-        else:
-            total = total.join(ordered.rename_columns(["qid", "pid", "more"]), ["qid", "pid"], join_type="inner")
-            total = total.set_column(2, "score", pc.add(total["score"], total["more"])).drop_columns("more")
-    assert total is not None
-    return total.sort_by([("qid", "ascending"), ("score", "descending"), ("pid", "ascending")]).cast(SCORES)
+
+def add_scores(scores: pa.Table, others: pa.Table, factor: float) -> pa.Table:
+    """``scores`` + ``factor`` x ``others``, row by row of ``scores``; raises ``BadInput`` when ``others`` lacks a row."""
+    rows = scores.select(["qid", "pid", "score"]).append_column("row", pa.array(np.arange(len(scores))))
+    renamed = others.select(["qid", "pid", "score"]).rename_columns(["qid", "pid", "other"])
+    joined = rows.join(renamed, ["qid", "pid"], join_type="left outer").sort_by("row")
+    if joined["other"].null_count or len(joined) != len(scores):
+        raise BadInput("scores to be added must hold every row of the others exactly once")
+    total = joined["score"].to_numpy() + factor * joined["other"].to_numpy()
+    return scores_table(scores, total.astype(np.float32))
 
 
 def mean_reciprocal_rank(scores: pa.Table, relevant: Mapping[str, set[str]], depth: int = 10) -> float:

@@ -98,6 +98,8 @@ class TeacherSettings:
     base: any encoder or cross-encoder (see ``resolve_model``); layers: keep only the lowest.
     max_length: tokens of a query-passage pair.
     loss: over each list, or for each pair alone.
+    base_weight: the teacher is an ensemble, the cross-encoder's score + ``base_weight`` x the untouched base student's,
+    brought to the same spread; 0 is the cross-encoder alone.
     prior_weight: share of the listwise target that follows the prior ranker's scores instead of the label, as
     softmax(prior / ``prior_temperature``).
     """
@@ -108,6 +110,7 @@ class TeacherSettings:
     layers: int | None = None
     max_length: int = 256
     loss: Literal["listwise", "pointwise"] = "listwise"
+    base_weight: float = 1.0
     prior_weight: float = 0.0
     prior_temperature: float = 0.05
     lists: ListSettings = field(default_factory=ListSettings)
@@ -117,6 +120,7 @@ class TeacherSettings:
         require(self.max_length >= 8, "max_length", "at least 8", self.max_length)
         require(self.layers is None or self.layers >= 1, "layers", "at least 1", self.layers)
         require(self.lists.negatives >= 1, "lists.negatives", "at least 1 for a teacher", self.lists.negatives)
+        require(self.base_weight >= 0, "base_weight", "at least 0", self.base_weight)
         require(0 <= self.prior_weight < 1, "prior_weight", "in [0, 1)", self.prior_weight)
         require(self.prior_temperature > 0, "prior_temperature", "greater than 0", self.prior_temperature)
 

@@ -76,7 +76,7 @@ def build_bento(
 
 
 def export_bento(bento: BentoInfo, archive: Path, bentoml_home: Path | None = None) -> None:
-    """Write a Bento of the store as one ``.bento`` file, which ``bentoml import`` reads."""
+    """Write a Bento of the store as one file, which ``bentoml import`` reads; its ending (.tar, .zip) is its format."""
     _bentoml("export", bento.tag, str(archive), bentoml_home=bentoml_home)
 
 

@@ -50,7 +50,10 @@ def test_overrides_win(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("extends: smoke\nsede: 3\n", r"mine\.yaml: sede: unknown key; did you mean seed\?"),
-        ("student: {training: {learning_rat: 1}}", r"student\.training\.learning_rat: unknown key; did you mean learning_"),
+        (
+            "student: {training: {learning_rat: 1}}",
+            r"student\.training\.learning_rat: unknown key; did you mean learning_",
+        ),
         ("bm25: {colour: red}", r"bm25\.colour: unknown key; known keys: b, depth, heap_mb, k1, threads"),
         ("bm25: {k1: -1}", r"mine\.yaml: bm25\.k1 must be from 0 to 100, got -1"),
         ("bm25: {depth: many}", r"bm25\.depth: input should be a valid integer.*got 'many'"),

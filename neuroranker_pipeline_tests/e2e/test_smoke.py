@@ -22,8 +22,8 @@ pytestmark = pytest.mark.e2e
 RANKERS = (
     "BM25",
     "base student",
+    "cross-encoder",
     "teacher",
-    "teacher + base",
     "student",
     "hard-label control",
     "student ONNX",

@@ -49,7 +49,7 @@ class Toy:
         @lake_asset(group="toy", kinds={"text"}, needs=[Needs(shard, "train+dev")], settings=["seed"], pool="gpu")
         def model(step: Step) -> None:
             parts = [(folder / "text").read_text() for folder in step.read_all("shard")]
-            step.record(rows=len(parts), loss=0.5)
+            step.record(len(parts), loss=0.5)
             step.curve([{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}])
             self._write(step, "model", "\n".join(parts))
 

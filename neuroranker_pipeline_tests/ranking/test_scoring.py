@@ -12,9 +12,10 @@ from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.ranking import scoring
 from neuroranker_pipeline.ranking.models import CrossEncoder
 from neuroranker_pipeline.ranking.scoring import (
+    add_scores,
     cascade_run,
-    combine,
     mean_reciprocal_rank,
+    mean_spread,
     score_candidates,
     top_by,
 )
@@ -70,11 +71,18 @@ def test_a_cascade_puts_the_rescored_first_and_keeps_the_prior_order_after():
     assert {row["pid"]: row["score"] for row in run.to_pylist() if row["qid"] == "a"}["1"] == -7.5
 
 
-def test_combine_standardizes_within_each_query():
-    one = scores(("a", "x", 1.0), ("a", "y", 3.0), ("b", "x", 100.0), ("b", "y", 500.0))
-    two = scores(("a", "x", 0.5), ("a", "y", 0.1), ("b", "x", 0.0), ("b", "y", 0.0))
-    summed = {(row["qid"], row["pid"]): row["score"] for row in combine([(one, 1.0), (two, 0.5)]).to_pylist()}
-    assert summed == pytest.approx({("a", "x"): -0.5, ("a", "y"): 0.5, ("b", "x"): -1.0, ("b", "y"): 1.0})
+def test_mean_spread_is_the_mean_of_the_queries_deviations():
+    table = scores(("a", "x", 1.0), ("a", "y", 3.0), ("b", "x", 100.0), ("b", "y", 500.0), ("c", "x", 7.0))
+    assert mean_spread(table) == pytest.approx((1.0 + 200.0 + 0.0) / 3)
+
+
+def test_scores_are_added_row_by_row():
+    one = scores(("b", "x", 1.0), ("a", "y", 3.0))
+    two = scores(("a", "y", 10.0), ("a", "z", 99.0), ("b", "x", 20.0))
+    added = add_scores(one, two, 0.5).to_pylist()
+    assert added == [{"qid": "b", "pid": "x", "score": 11.0}, {"qid": "a", "pid": "y", "score": 8.0}]
+    with pytest.raises(BadInput, match="every row"):
+        add_scores(two, one, 1.0)
 
 
 @settings(max_examples=40, deadline=None)
