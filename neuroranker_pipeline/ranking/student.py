@@ -75,8 +75,8 @@ class StudentTask:
         qids, self.query_row = np.unique(lists.qids, return_inverse=True)
         pids, passage_row = np.unique(lists.pids.ravel().astype(str), return_inverse=True)
         self.passage_row = passage_row.reshape(lists.pids.shape)  # (lists, candidates) -> row of passage_tokens
-        self.query_tokens = model.tokenize(texts(qids.tolist(), queries, "qid"))
-        self.passage_tokens = model.tokenize(texts(pids.tolist(), passages, "pid"))
+        self.query_tokens = model.tokenize(texts(qids.tolist(), queries, "qid"), settings.train_length)
+        self.passage_tokens = model.tokenize(texts(pids.tolist(), passages, "pid"), settings.train_length)
         row_of = {pid: row for row, pid in enumerate(pids.tolist())}
         self.relevant_rows = [
             np.array(sorted(row_of[pid] for pid in lists.relevant[qid] if pid in row_of)) for qid in qids.tolist()

@@ -142,8 +142,10 @@ def test_scores_do_not_depend_on_the_batch(tiny):
 def test_bfloat16_stays_close_and_its_scores_do_not_tie(minilm):
     bfloat16 = Compute(torch.device("cpu"), torch.bfloat16)
     exact = BiEncoder.load(minilm).encode(TEXTS, FLOAT32)
-    close = BiEncoder.load(minilm).encode(TEXTS, bfloat16)
+    model = BiEncoder.load(minilm)
+    close = model.encode(TEXTS, bfloat16)
     assert (exact * close).sum(axis=1).min() > 0.999
+    np.testing.assert_array_equal(model.encode(TEXTS, FLOAT32), exact, "the weights are as they were")
     words = resolve_model(MINILM).joinpath("vocab.txt").read_text(encoding="utf-8").split("\n")[3000:3200]
     scores = CrossEncoder.start(minilm, 40).score(["query"] * 200, words, bfloat16)
     assert len(set(scores.tolist())) > 190

@@ -217,6 +217,19 @@ def test_in_batch_contrast_alone_needs_no_candidates(tiny, collection, tmp_path)
     assert losses(result)[-1] < losses(result)[0]
 
 
+def test_training_may_read_fewer_tokens_than_the_model(tiny, collection, oracle):
+    lists = sample_lists(collection.candidates, collection.qrels, LISTS, 7, teacher=oracle)
+    texts = {pid: f"{text} " + "w1 " * 40 for pid, text in collection.passages.items()}
+    for train_length, longest in ((None, 32), (9, 9)):
+        settings = StudentSettings(base=str(tiny), max_length=32, train_length=train_length, lists=LISTS, training=FAST)
+        model = BiEncoder.load(tiny, max_length=32)
+        task = StudentTask(model, lists, collection.queries, texts, settings, FLOAT32, None, {})
+        assert task.passage_tokens.lengths.max() == longest
+        assert model.max_length == 32
+    with pytest.raises(ValueError, match="train_length must be from 8 to max_length, got 99"):
+        StudentSettings(max_length=32, train_length=99)
+
+
 def test_the_loss_of_a_step_by_hand(tiny, collection, oracle):
     """KL + 0.3 contrast + 0.5 labels, from vectors that the model gives outside the task."""
     settings = StudentSettings(base=str(tiny), max_length=32, label_weight=0.5, lists=LISTS, training=FAST)

@@ -1,0 +1,117 @@
+"""The declared graph as Dagster sees it: keys, dependencies, partitions, pools, tags and checks."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from neuroranker_pipeline.assets import ASSETS
+from neuroranker_pipeline.assets.lake_asset import LakeAsset
+from neuroranker_pipeline.config.load import load_settings
+from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.definitions import defs as definitions
+
+GROUPS = {
+    "corpus": {"raw_dataset", "passages", "queries", "qrels"},
+    "retrieval": {"lucene_index", "bm25_candidates"},
+    "teacher": {"base_embeddings", "base_scores", "teacher_checkpoint", "teacher_scores"},
+    "student": {"student_checkpoint", "student_control", "passage_embeddings"},
+    "export": {"student_onnx", "student_onnx_int8"},
+    "evaluation": {"eval_report"},
+    "serving": {"ranker_bento"},
+}
+QUERY_SHARDS = ["train-00", "train-01", "dev", "gate", "test"]
+PASSAGE_SHARDS = ["shard-00", "shard-01"]
+GPU = {
+    "base_embeddings",
+    "base_scores",
+    "teacher_checkpoint",
+    "teacher_scores",
+    "student_checkpoint",
+    "student_control",
+    "passage_embeddings",
+}
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings("smoke")
+
+
+@pytest.fixture(scope="module")
+def graph() -> dg.AssetsDefinition:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURORANKER_PROFILE", "smoke")
+        return definitions().resolve_asset_graph()
+
+
+def test_assets_and_their_groups(graph) -> None:
+    groups: dict[str, set[str]] = {}
+    for key in graph.get_all_asset_keys():
+        groups.setdefault(graph.get(key).group_name, set()).add(key.to_user_string())
+    assert groups == GROUPS
+
+
+def test_every_asset_follows_what_it_needs() -> None:
+    seen: set[str] = set()
+    for asset in ASSETS:
+        assert {need.asset.name for need in asset.needs} <= seen, asset.name
+        seen.add(asset.name)
+
+
+def test_partitions(graph) -> None:
+    partitions = {
+        key.to_user_string(): graph.get(key).partitions_def.get_partition_keys()
+        for key in graph.get_all_asset_keys()
+        if graph.get(key).partitions_def is not None
+    }
+    assert partitions == {
+        "bm25_candidates": QUERY_SHARDS,
+        "base_scores": QUERY_SHARDS,
+        "teacher_scores": QUERY_SHARDS,
+        "base_embeddings": PASSAGE_SHARDS,
+        "passage_embeddings": PASSAGE_SHARDS,
+    }
+
+
+def test_training_never_reads_the_gate_or_the_test_split(settings: Settings) -> None:
+    for asset in ASSETS:
+        if asset.name in ("teacher_checkpoint", "student_checkpoint", "student_control", "student_onnx_int8"):
+            read = {partition for _, partition in asset.inputs(settings, None)}
+            assert read.isdisjoint({"gate", "test"}), asset.name
+
+
+def test_gpu_work_is_pooled_and_tagged(settings: Settings) -> None:
+    assert {asset.name for asset in ASSETS if asset.pool == "gpu"} == GPU
+    assert {asset.name for asset in ASSETS if asset.pool == "jvm"} == {"lucene_index", "bm25_candidates"}
+    for asset in ASSETS:
+        tags = asset.to_dagster(settings).op.tags
+        assert (tags.get("neuroranker/device") == "gpu") == (asset.name in GPU)
+        if asset.name in GPU:
+            assert int(tags["dagster/max_runtime"]) > 0
+            assert int(tags["dagster/priority"]) > 0
+
+
+@pytest.mark.parametrize("asset", ASSETS, ids=lambda asset: asset.name)
+def test_every_asset_is_described_and_checked(asset: LakeAsset, settings: Settings) -> None:
+    definition = asset.to_dagster(settings)
+    spec = definition.get_asset_spec()
+    assert spec.description
+    assert spec.code_version
+    assert spec.kinds
+    assert spec.owners
+    assert asset.checks
+    for check in definition.check_specs:
+        assert check.blocking
+        assert check.description
+
+
+@pytest.mark.parametrize("asset", ASSETS, ids=lambda asset: asset.name)
+def test_every_named_setting_exists(asset: LakeAsset, settings: Settings) -> None:
+    assert list(asset.used_settings(settings)) == list(asset.settings)
+
+
+def test_every_setting_belongs_to_an_asset(settings: Settings) -> None:
+    """A setting that no fingerprint sees would change nothing when it is changed."""
+    used = {name.partition(".")[0] for asset in ASSETS for name in asset.settings}
+    assert {field for field in vars(settings) if field not in used} == {"profile"}
