@@ -172,7 +172,7 @@ def rerank_run(model: str, queries: Path, passages: Path, run_file: Path, output
 
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise BadInput(f"--output {output}: expected the path of a file in an existing folder")
-    ranker = load_ranker(_model_folder(model))
+    ranker = load_ranker(model)
     run = read_run(run_file)
     texts = read_queries_tsv(queries)
     pids = set(run["pid"].to_pylist())
@@ -193,14 +193,6 @@ def rerank_run(model: str, queries: Path, passages: Path, run_file: Path, output
         for name, measures in (("before", before), ("after", mean_measures(scores, judged))):
             table.add_row(name, *(f"{value:.4f}" for value in measures.values()))
         console.print(table)
-
-
-def _model_folder(model: str) -> str:
-    """An artifact's folder in a lake stands for its current version; other names are left to the model loader."""
-    from neuroranker_pipeline.resources.lake import resolve_artifact
-
-    path = Path(model)
-    return str(resolve_artifact(path)) if path.is_dir() else model
 
 
 def _demand(missing: set[str], what: str, where: Path, run_file: Path) -> None:

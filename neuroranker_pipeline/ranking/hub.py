@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.pointer import resolve_artifact
 
 PACKAGE = "package:"
 # Weights as safetensors and what tokenizers need; never pickled weights.
@@ -31,7 +32,7 @@ def resolve_model(name: str | Path) -> Path:
         return _packaged(name.removeprefix(PACKAGE))
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return resolve_artifact(folder)
     if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
         raise ModelNotFound(f"model {name!r}: no such folder")
     return _cached(name) or _downloaded(name)

@@ -27,6 +27,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.pointer import CURRENT
 from neuroranker_pipeline.resources.locks import held_lock
 from neuroranker_pipeline.resources.manifest import (
     MANIFEST,
@@ -35,8 +36,6 @@ from neuroranker_pipeline.resources.manifest import (
     content_version,
     digest_files,
 )
-
-CURRENT = "CURRENT"
 
 
 @dataclass
@@ -207,9 +206,3 @@ class Lake:
 def label(asset: str, partition: str | None) -> str:
     """How an artifact is named to people: ``bm25_candidates[dev]``."""
     return asset if partition is None else f"{asset}[{partition}]"
-
-
-def resolve_artifact(path: Path) -> Path:
-    """``path`` itself, or the current version's folder when ``path`` is an artifact's folder in a local lake."""
-    pointer = path / CURRENT
-    return path / "versions" / pointer.read_text().strip() if pointer.is_file() else path

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.pointer import resolve_artifact
 
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
@@ -125,6 +126,7 @@ def available_cores() -> int:
 
 def find_model(path: Path) -> Path:
     """The ``.onnx`` file that ``path`` names, checked to have its tokenizer beside it; raises ``BadInput``."""
+    path = resolve_artifact(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise BadInput(f"{file}: no such file; name an .onnx file, or a folder that holds {MODEL_FILE}")

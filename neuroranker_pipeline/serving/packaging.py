@@ -30,6 +30,7 @@ PACKAGE = Path(serving.__file__).parent.parent
 MODULES = (
     "__init__.py",
     "errors.py",
+    "pointer.py",
     "serving/__init__.py",
     "serving/engine.py",
     "serving/http.py",

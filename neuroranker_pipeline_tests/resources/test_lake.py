@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from neuroranker_pipeline.errors import NotReady
-from neuroranker_pipeline.resources.lake import Lake, resolve_artifact
+from neuroranker_pipeline.pointer import resolve_artifact
+from neuroranker_pipeline.resources.lake import Lake
 from neuroranker_pipeline.resources.manifest import Check, content_version, digest_files, fingerprint
 
 COMMON = {"code_version": "1", "settings": {"k1": 0.9}, "inputs": {"queries": "abc"}}
