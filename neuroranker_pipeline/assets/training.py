@@ -15,7 +15,7 @@ from neuroranker_pipeline.assets.previews import curve
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import ranking as checks
 from neuroranker_pipeline.datasets.shards import rows_of_shard
-from neuroranker_pipeline.datasets.tables import read_table, read_texts, write_table
+from neuroranker_pipeline.datasets.tables import read_table, read_texts
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.ranking.lists import TrainingLists
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from neuroranker_pipeline.ranking.models import BiEncoder
 
 TRAINING_RECORD = "training.json"
+ROWS_AT_A_TIME = 50_000  # passages encoded together: enough to find neighbours of the same length
 
 
 def texts_for(step: Step, pairs: pa.Table, passages: bool = True) -> tuple[dict[str, str], dict[str, str]]:
@@ -49,9 +50,8 @@ def embed_shard(step: Step, model: BiEncoder) -> None:
     table = read_table(step.read("passages"))
     rows = rows_of_shard(table.num_rows, step.partition, step.settings.shards.passages)
     shard = table.slice(rows.start, rows.stop - rows.start)
-    staged = step.work / "passages"
-    write_table(staged, shard, shard.schema)
-    step.record(embed_passages(staged, step.out, model, compute, step.progress))
+    batches = shard.to_batches(max_chunksize=ROWS_AT_A_TIME)
+    step.record(embed_passages(batches, shard.num_rows, step.out, model, compute, step.progress))
     step.device = str(compute)
     embedded = read_embeddings(step.out)
     expected = shard["pid"].to_pylist()

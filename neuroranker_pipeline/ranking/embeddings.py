@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neuroranker_pipeline.datasets.tables import count_rows, read_batches, read_table, write_table
+from neuroranker_pipeline.datasets.tables import read_table, write_table
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute
@@ -59,25 +60,34 @@ def embedding_schema(dimension: int) -> pa.Schema:
     return pa.schema([("pid", pa.string()), ("embedding", pa.list_(pa.float32(), dimension))])
 
 
-def embed_passages(passages: Path, out: Path, model: BiEncoder, compute: Compute, progress: Progress = silent) -> int:
-    """Embed the passages (Parquet folder: pid, text) into Parquet files in ``out``; returns how many.
+def embed_passages(
+    passages: Iterable[pa.RecordBatch],
+    total: int,
+    out: Path,
+    model: BiEncoder,
+    compute: Compute,
+    progress: Progress = silent,
+) -> int:
+    """Embed ``total`` passages (batches of pid, text) into Parquet files in ``out``; returns how many.
 
-    Streams: memory is bounded by one batch of rows.
+    Streams: memory is bounded by one batch.
     """
-    total = count_rows(passages)
     schema = embedding_schema(model.dimension)
 
     def batches() -> Iterator[pa.RecordBatch]:
         done = 0
-        for batch in read_batches(passages, ["pid", "text"]):
-            vectors = model.encode(batch["text"].to_pylist(), compute)
+        for batch in passages:
+            vectors = model.encode(batch["text"].to_pylist(), compute, partial(_shifted, progress, done, total))
             done += batch.num_rows
-            progress("embedding passages", done, total)
             flat = pa.array(vectors.ravel(), pa.float32())
             column = pa.FixedSizeListArray.from_arrays(flat, model.dimension)
             yield pa.RecordBatch.from_arrays([batch["pid"], column], schema=schema)
 
     return write_table(out, batches(), schema)
+
+
+def _shifted(progress: Progress, before: int, total: int, label: str, done: int, _: int) -> None:
+    progress(label, before + done, total)
 
 
 def read_embeddings(folders: Path | list[Path]) -> Embeddings:

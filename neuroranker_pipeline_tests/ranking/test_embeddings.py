@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neuroranker_pipeline.datasets.tables import PASSAGES, write_table
+from neuroranker_pipeline.datasets.tables import PASSAGES
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.export.onnx import export_student
 from neuroranker_pipeline.ranking import embeddings
@@ -30,8 +30,7 @@ def model(tiny):
 
 def test_embeddings_on_disk_score_as_embeddings_in_memory(model, collection, tmp_path, monkeypatch):
     passages = pa.table([list(collection.passages), list(collection.passages.values())], schema=PASSAGES)
-    write_table(tmp_path / "passages", passages, PASSAGES)
-    assert embed_passages(tmp_path / "passages", tmp_path / "vectors", model, FLOAT32) == 300
+    assert embed_passages(passages.to_batches(max_chunksize=128), 300, tmp_path / "vectors", model, FLOAT32) == 300
     stored = read_embeddings(tmp_path / "vectors")
     assert pq.read_schema(tmp_path / "vectors" / "part-00000.parquet") == embedding_schema(32)
     np.testing.assert_allclose(np.linalg.norm(stored.vectors, axis=1), 1, atol=1e-6)
