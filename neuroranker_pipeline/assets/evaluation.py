@@ -47,7 +47,7 @@ SHOWN_VERSIONS = ("torch", "transformers", "onnxruntime", "pyserini", "dagster",
         queries,
         qrels,
     ],
-    settings=["device", "seed"],
+    settings=["device", "seed", "cascade_depth"],
     checks=[checks.agrees_with_trec_eval],
     by_content=False,
 )
@@ -140,6 +140,11 @@ def _context(step: Step, result: Evaluation, texts: dict[str, str]) -> ReportCon
         histories={name: training_history(step.read(models[name])) for name in trained},
         queries=texts,
         passages=read_texts(step.read("passages"), "pid", pids),
+        notes=[
+            "The teacher is the cross-encoder's score plus the base student's, brought to the same spread. Both re-score "
+            f"the base student's top {step.settings.cascade_depth}; the candidates below keep the base student's order.",
+            "The hard-label control is the student trained on the same lists in the same steps, without the teacher.",
+        ],
     )
 
 

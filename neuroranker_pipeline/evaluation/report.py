@@ -32,7 +32,7 @@ class ReportContext:
     mapping a stage or ranker: ``{"name": "student int8", "seconds": 12.3, "bytes": 23_000_000, "device":
     "cpu"}``, any key but name optional. ``histories`` holds training histories by model: ``{"teacher":
     [{"step": 10, "loss": 0.7, "lr": 1e-4}, ...]}``. ``queries`` and ``passages`` are the texts of
-    ``Evaluation.example_ids()``.
+    ``Evaluation.example_ids()``. ``notes`` are sentences shown after the findings: what a ranker is, how it was run.
     """
 
     profile: str
@@ -45,6 +45,7 @@ class ReportContext:
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     queries: Mapping[str, str] = field(default_factory=dict)
     passages: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def report_data(evaluation: Evaluation, context: ReportContext) -> dict[str, Any]:
@@ -57,13 +58,13 @@ def report_data(evaluation: Evaluation, context: ReportContext) -> dict[str, Any
     scores["comparisons"] = [{**asdict(c), "verdict": verdict(c)} for c in evaluation.comparisons]
     scores["examples"] = [_with_texts(example, context) for example in evaluation.examples]
     surroundings = asdict(context)
-    del surroundings["queries"], surroundings["passages"]
+    del surroundings["queries"], surroundings["passages"], surroundings["notes"]
     data = {
         "format": FORMAT,
         **surroundings,
         **scores,
         "differences": evaluation.differences(),
-        "findings": findings(evaluation),
+        "findings": [*findings(evaluation), *context.notes],
     }
     return _plain(data)
 
