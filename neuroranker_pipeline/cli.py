@@ -24,9 +24,13 @@ class _Group(click.Group):
             return super().invoke(context)
         except NeuroRankerError as error:
             raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted; run the same command again to go on") from None
         except BrokenPipeError:  # `neuroranker metrics ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
+        except OSError as error:
+            raise click.ClickException(str(error)) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -42,7 +46,7 @@ def _workspace_options(command: Any) -> Any:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Override one setting, for example student.learning_rate=2e-5. May be repeated.",
+        help="Override one setting, for example student.training.learning_rate=2e-5. May be repeated.",
     )(command)
     command = click.option(
         "--lake",
@@ -105,6 +109,15 @@ def search(profile: str | None, lake: str | None, overrides: tuple[str, ...], qu
     if not question.strip():
         raise BadInput("QUESTION is empty: type a question, for example neuroranker search 'cumulative sum'")
     show_hits(question, open_search(_workspace(profile, lake, overrides))(question, count))
+
+
+@main.command()
+@_workspace_options
+@click.argument("asset")
+@click.argument("partition", required=False)
+def path(profile: str | None, lake: str | None, overrides: tuple[str, ...], asset: str, partition: str | None) -> None:
+    """Print the folder of an artifact's current version."""
+    click.echo(_workspace(profile, lake, overrides).lake.read(asset, partition))
 
 
 @main.command()

@@ -112,7 +112,7 @@ def show_results(workspace: Workspace) -> Path:
     console.print()
     console.print(render_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
     page = folder / "report.html"
-    console.print(f"\nThe whole report: {page}", soft_wrap=True)
+    console.print(f"\nThe whole report: {page}", soft_wrap=True, markup=False)
     if workspace.lake.manifest("ranker_bento") is not None:
         options = "" if workspace.profile == "quickstart" else f" --profile {workspace.profile}"
         name = workspace.settings.bento.name
@@ -172,13 +172,14 @@ def rerank_run(model: str, queries: Path, passages: Path, run_file: Path, output
 
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise BadInput(f"--output {output}: expected the path of a file in an existing folder")
-    ranker = load_ranker(model)
     run = read_run(run_file)
+    judged = read_qrels(qrels) if qrels is not None else None
     texts = read_queries_tsv(queries)
     pids = set(run["pid"].to_pylist())
     found = read_passages(passages, pids)
     _demand(set(run["qid"].to_pylist()) - texts.keys(), "queries", queries, run_file)
     _demand(pids - found.keys(), "passages", passages, run_file)
+    ranker = load_ranker(model)
     narrator = _Narrator()
     narrator.begin(f"re-ranking {run.num_rows:,} candidates")
     try:
@@ -186,9 +187,10 @@ def rerank_run(model: str, queries: Path, passages: Path, run_file: Path, output
     finally:
         narrator.end()
     write_run(scores, output, tag=Path(model).name)
-    console.print(f"{output}: {scores.num_rows:,} candidates of {len(set(run['qid'].to_pylist())):,} queries")
-    if qrels is not None:
-        judged = read_qrels(qrels)
+    console.print(
+        f"{output}: {scores.num_rows:,} candidates of {len(set(run['qid'].to_pylist())):,} queries", markup=False
+    )
+    if judged is not None:
         table = Table("", *(before := mean_measures(run, judged)), box=None, pad_edge=False)
         for name, measures in (("before", before), ("after", mean_measures(scores, judged))):
             table.add_row(name, *(f"{value:.4f}" for value in measures.values()))

@@ -24,7 +24,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "report", "search", "rerank", "metrics", "dev"):
+    for command in ("run", "report", "search", "rerank", "metrics", "path", "dev"):
         assert f"  {command} " in done.stdout
 
 
@@ -38,6 +38,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         (["search", "--profile", "smoke", " "], "QUESTION is empty"),
         (["search", "--profile", "smoke", "sums"], "student_onnx_int8 has not been made yet: run `neuroranker run"),
         (["report", "--profile", "smoke"], "eval_report has not been made yet"),
+        (["path", "--profile", "smoke", "passages"], "passages has not been made yet"),
         (["metrics", "--profile", "smoke", "SELEKT 1"], "SELEKT"),
         (["metrics", "--profile", "smoke", "DROP VIEW latest"], "SELECT"),
         (["dev", "--profile", "smoke", "--set", "seed=1"], "--set does not reach the UI"),
@@ -48,6 +49,18 @@ def test_a_wrong_request_ends_in_one_line(tmp_path: Path, arguments: list[str], 
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lake", "message"), [("nowhere://lake", "lake nowhere://lake: "), ("/etc/passwd", "Not a directory")]
+)
+def test_a_lake_that_cannot_be_is_named(lake: str, message: str) -> None:
+    result = invoke("path", "--profile", "smoke", "passages", lake=Path(lake) if lake.startswith("/") else None)
+    if "://" in lake:
+        result = CliRunner().invoke(main, ["path", "--profile", "smoke", "--lake", lake, "passages"])
+    assert result.exit_code == 1
+    assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
 
 

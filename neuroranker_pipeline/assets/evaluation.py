@@ -19,7 +19,7 @@ from neuroranker_pipeline.assets.student import passage_embeddings, student_chec
 from neuroranker_pipeline.assets.teacher import base_scores, teacher_checkpoint, teacher_scores
 from neuroranker_pipeline.assets.training import texts_for, training_history
 from neuroranker_pipeline.checks import evaluation as checks
-from neuroranker_pipeline.datasets.shards import judgments_of
+from neuroranker_pipeline.datasets.shards import judgments_of, queries_of_shard
 from neuroranker_pipeline.datasets.tables import count_rows, read_table, read_texts
 from neuroranker_pipeline.resources.manifest import Manifest
 
@@ -58,8 +58,9 @@ def eval_report(step: Step) -> None:
     from neuroranker_pipeline.evaluation.trec_eval import trec_eval_means
 
     runs = _runs(step)
-    texts = read_texts(step.read("queries"), "qid", runs["BM25"]["qid"].to_pylist())
-    judged = judgments_of(read_table(step.read("qrels")), texts)
+    asked = queries_of_shard(read_table(step.read("queries")), "test", step.settings.shards.train_queries)
+    texts = dict(zip(asked["qid"].to_pylist(), asked["text"].to_pylist(), strict=True))
+    judged = judgments_of(read_table(step.read("qrels")), texts)  # those too for which BM25 found nothing: they count 0
     result = evaluate(runs, judged, seed=step.settings.seed)
     report = write_report(result, _context(step, result, texts), step.out)
     step.record(result.queries, **result.figures())

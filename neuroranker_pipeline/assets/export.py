@@ -8,7 +8,6 @@ import numpy as np
 
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
 from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
-from neuroranker_pipeline.assets.retrieval import bm25_candidates
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.student import passage_embeddings, student_checkpoint
 from neuroranker_pipeline.assets.teacher import base_scores
@@ -45,7 +44,6 @@ def student_onnx(step: Step) -> None:
         student_onnx,
         Needs(passage_embeddings, "all"),
         Needs(base_scores, "dev"),
-        Needs(bm25_candidates, "dev"),
         passages,
         queries,
         qrels,

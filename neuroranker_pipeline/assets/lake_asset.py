@@ -8,7 +8,7 @@ planner (fingerprints) alike.
 # No postponed annotations here: Dagster reads those of the functions it is given, which are defined in a method.
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -18,16 +18,18 @@ import dagster as dg
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks.rule import Rule
 from neuroranker_pipeline.config.settings import Settings
-from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.orchestration.partitions import Shards, shard_keys, train_shards
 from neuroranker_pipeline.resources.lake import Draft, label
 from neuroranker_pipeline.resources.manifest import Manifest, fingerprint
 from neuroranker_pipeline.resources.metrics import Figure, RunRecord
+from neuroranker_pipeline.resources.processes import PROCESS_TAG, process_tag
 from neuroranker_pipeline.resources.workspace import Workspace
 
 RAW_DATASET = "raw_dataset"
 
-# Run tags that a run queue can match; a GPU step goes before the rest and may not hang for ever.
+# What a run queue can match, and how urgent and how long GPU work may be. Dagster reads them from the run: the planner
+# tags its runs with them; on the step they show in the UI.
 GPU_TAGS = {"neuroranker/device": "gpu", "dagster/priority": "1", "dagster/max_runtime": str(12 * 3600)}
 
 
@@ -108,6 +110,7 @@ class LakeAsset:
         for asset, key in self.inputs(workspace.settings, partition):
             manifests[label(asset, key)] = manifest = workspace.lake.usable(asset, key)
             versions[label(asset, key)] = manifest.data_version
+        _demand_one_lineage(manifests.values(), versions)
         return (
             fingerprint(self.code_version, self.used_settings(workspace.settings), versions),
             manifests,
@@ -145,6 +148,8 @@ class LakeAsset:
         partition = context.partition_key if context.has_partition_key else None
         if (partition is None) != (self.shards is None):
             raise BadInput(f"{self.name} is made one partition at a time: choose a partition key")
+        if PROCESS_TAG not in context.run.tags:  # started from the UI
+            context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_tag()})
         started, clock = datetime.now(UTC), time.perf_counter()
         digest, manifests, versions = self.fingerprint(workspace, partition)
         with workspace.lake.publish(
@@ -254,6 +259,15 @@ def lake_asset(
         )
 
     return declare
+
+
+def _demand_one_lineage(manifests: Iterable[Manifest], versions: Mapping[str, str]) -> None:
+    """Refuse inputs that were made from different versions of each other: an evaluation of another model, say."""
+    for manifest in manifests:
+        for name, version in manifest.inputs.items():
+            if versions.get(name, version) != version:
+                made = label(manifest.asset, manifest.partition)
+                raise NotReady(f"{made} was made from another {name}: run `neuroranker run --select {manifest.asset}`")
 
 
 def _lookup(settings: Settings, name: str) -> Any:

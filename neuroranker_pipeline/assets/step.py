@@ -55,10 +55,11 @@ class Step:
 
     def read(self, asset: str, partition: str | None = None) -> Path:
         """The folder of one declared input, by default without a partition or with this step's own."""
-        for key in (partition, self.partition):
-            if (manifest := self._inputs.get(label(asset, key))) is not None:
-                return self._workspace.lake.open(manifest)
-        return self._workspace.lake.open(self._inputs[asset])
+        names = [label(asset, partition)] if partition else [label(asset, self.partition), asset]
+        found = [self._inputs[name] for name in names if name in self._inputs]
+        if not found:
+            raise KeyError(f"{names[0]} is not among the declared inputs: {', '.join(self._inputs)}")
+        return self._workspace.lake.open(found[0])
 
     def read_all(self, asset: str, split: str = "") -> list[Path]:
         """The folders of all declared shards of an input, or of those of one split, in shard order."""

@@ -33,6 +33,8 @@ def load_settings(profile: str, overrides: Sequence[str] = ()) -> Settings:
     values = _read(path, seen=())
     for override in overrides:
         _apply(values, override)
+    if "profile" in values:
+        raise BadInput(f"{path}: profile: not a setting; a profile is named by its file")
     source = f"{path}" + (f" with {', '.join(overrides)}" if overrides else "")
     try:
         return _ADAPTER.validate_python({**values, "profile": path.stem})
@@ -60,6 +62,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such profile file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -83,7 +87,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 def _apply(values: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     if not found or not key:
-        raise BadInput(f"--set {override}: expected KEY=VALUE, for example student.learning_rate=2e-5")
+        raise BadInput(f"--set {override}: expected KEY=VALUE, for example student.training.learning_rate=2e-5")
     *parents, leaf = key.split(".")
     for name in parents:
         values = values.setdefault(name, {})

@@ -85,6 +85,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "at least 0", self.seed)
+        student = (
+            self.student
+        )  # the graph trains it on the teacher's scores, and its control on labels, on the same lists
+        require(student.objective == "distill", "student.objective", "distill", student.objective)
+        lists = student.lists
+        require(lists.negatives >= 1, "student.lists.negatives", "at least 1", lists.negatives)
+        require(lists.lists_per_query == 1, "student.lists.lists_per_query", "1", lists.lists_per_query)
         require(self.cascade_depth >= 10, "cascade_depth", "at least 10, the depth of MRR@10", self.cascade_depth)
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.profile) is not None,

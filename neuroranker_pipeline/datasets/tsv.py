@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from neuroranker_pipeline.datasets.tables import read_batches
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.pointer import resolve_artifact
 
 MAX_LINE_BYTES = 1 << 20
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -47,7 +48,7 @@ def read_passages(path: Path, wanted: set[str] | None = None) -> dict[str, str]:
     repeated pid.
     """
     passages: dict[str, str] = {}
-    rows = _parquet_rows(path) if path.is_dir() else _rows(path, "pid")
+    rows = _parquet_rows(resolve_artifact(path)) if path.is_dir() else _rows(path, "pid")
     for where, pid, text in rows:
         if wanted is not None and pid not in wanted:
             continue

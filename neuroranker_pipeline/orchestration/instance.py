@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
-import psutil
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
+from neuroranker_pipeline.resources.processes import PROCESS_TAG, is_alive
 from neuroranker_pipeline.resources.workspace import Workspace
 
 TEMPLATE = Path(__file__).parents[1] / "config" / "dagster.yaml"
-PROCESS_TAG = "neuroranker/process"
 
 
 def dagster_home(workspace: Workspace) -> Path:
@@ -39,12 +38,6 @@ def open_instance(workspace: Workspace) -> dg.DagsterInstance:
     return instance
 
 
-def process_tag() -> str:
-    """This process, so that a later one can tell whether it still lives: pid and start time."""
-    process = psutil.Process()
-    return f"{process.pid}:{process.create_time():.2f}"
-
-
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs failed whose process is gone, and free the pool slots they still hold; returns their ids.
 
@@ -53,18 +46,10 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
         tag = run.tags.get(PROCESS_TAG)
-        if tag is None or _is_alive(tag):  # runs of the UI carry no tag: Dagster's run monitoring looks after them
+        if tag is None or is_alive(tag):  # without a tag, no step of ours has begun, and no slot is held
             continue
+        # In this order: a run that is marked as failed is never looked at again.
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         instance.report_run_failed(run, "The process that ran this was killed.")
         ended.append(run.run_id)
-    for run_id in ended:
-        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
     return ended
-
-
-def _is_alive(tag: str) -> bool:
-    pid, _, started = tag.partition(":")
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
-    except psutil.NoSuchProcess:
-        return False

@@ -15,11 +15,11 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from neuroranker_pipeline.assets import ASSETS
 from neuroranker_pipeline.assets.corpus import raw_dataset
-from neuroranker_pipeline.assets.lake_asset import LakeAsset
+from neuroranker_pipeline.assets.lake_asset import GPU_TAGS, LakeAsset
 from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
-from neuroranker_pipeline.orchestration.instance import PROCESS_TAG, process_tag
 from neuroranker_pipeline.resources.lake import label
 from neuroranker_pipeline.resources.manifest import Manifest
+from neuroranker_pipeline.resources.processes import PROCESS_TAG, process_tag
 from neuroranker_pipeline.resources.workspace import Workspace
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -51,10 +51,10 @@ def selected(names: Sequence[str]) -> list[LakeAsset]:
 
 def is_fresh(asset: LakeAsset, workspace: Workspace, partition: str | None) -> bool:
     """Whether the lake holds what a run now would make."""
-    manifest = workspace.lake.manifest(asset.name, partition)
-    if manifest is None or manifest.failed_checks:
-        return False
     try:
+        manifest = workspace.lake.manifest(asset.name, partition)
+        if manifest is None or manifest.failed_checks:
+            return False
         return asset.fingerprint(workspace, partition)[0] == manifest.fingerprint
     except NotReady:
         return False
@@ -77,7 +77,7 @@ def bring_up_to_date(
                 continue
             yield asset
             started = time.perf_counter()
-            _run(asset.name, partition, definitions, workspace, instance)
+            _run(asset, partition, definitions, workspace, instance)
             manifest = workspace.lake.usable(asset.name, partition)
             yield Outcome(asset.name, partition, True, time.perf_counter() - started, manifest)
 
@@ -93,12 +93,13 @@ def _observe_source(workspace: Workspace, instance: dg.DagsterInstance) -> None:
 
 
 def _run(
-    name: str,
+    asset: LakeAsset,
     partition: str | None,
     definitions: Sequence[dg.AssetsDefinition],
     workspace: Workspace,
     instance: dg.DagsterInstance,
 ) -> None:
+    name = asset.name
     try:
         result = dg.materialize(
             [raw_dataset, *definitions],
@@ -106,7 +107,7 @@ def _run(
             partition_key=partition,
             instance=instance,
             resources={"workspace": workspace},
-            tags={PROCESS_TAG: process_tag()},
+            tags={PROCESS_TAG: process_tag(), **(GPU_TAGS if asset.pool == "gpu" else {})},
             run_config=QUIET,
             raise_on_error=False,
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from neuroranker_pipeline.datasets.tables import read_texts
+from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.resources.lake import label
 from neuroranker_pipeline.resources.workspace import Workspace
 
 
@@ -21,7 +23,8 @@ class Hit:
 
 
 def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
-    """A function from (question, number of passages) to hits, best first: BM25's candidates in the int8 student's order.
+    """A function from (question, number of passages) to hits, best first: BM25's candidates by the cosine of the
+    passage's stored vector with the question's, which the int8 student computes.
 
     Raises ``NotReady`` when the index, the embeddings or the student have not been made.
     """
@@ -34,7 +37,12 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
     lake, settings = workspace.lake, workspace.settings
     encoder = OnnxEncoder(lake.read(student_onnx_int8.name))
     searcher = Searcher(lake.read(lucene_index.name), settings.bm25)
-    shards = [lake.read(passage_embeddings.name, shard) for shard in passage_embeddings.partitions(settings)]
+    student, shards = lake.usable(student_onnx_int8.name), []
+    for shard in passage_embeddings.partitions(settings):
+        embedded = lake.usable(passage_embeddings.name, shard)
+        if student.inputs[label(embedded.asset, shard)] != embedded.data_version:
+            raise NotReady("the embeddings and the int8 student are of different models: run `neuroranker run`")
+        shards.append(lake.open(embedded))
     embeddings = read_embeddings(shards)
     collection = lake.read(passages.name)
 

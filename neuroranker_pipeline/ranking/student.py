@@ -86,7 +86,7 @@ class StudentTask:
         return len(self.lists)
 
     def digest(self) -> str:
-        return self.lists.digest()
+        return f"{self.lists.digest()} {self.settings!r}"
 
     def loss(self, lists: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         settings, max_tokens = self.settings, self.settings.training.max_tokens

@@ -83,7 +83,7 @@ class TeacherTask:
         return len(self.lists)
 
     def digest(self) -> str:
-        return self.lists.digest()
+        return f"{self.lists.digest()} {self.settings!r}"
 
     def loss(self, lists: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.rows[lists]

@@ -26,7 +26,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.pointer import CURRENT
 from neuroranker_pipeline.resources.locks import held_lock
 from neuroranker_pipeline.resources.manifest import (
@@ -57,7 +57,10 @@ class Lake:
     def __init__(self, root: str | Path, profile: str, cache: Path | None = None):
         """``cache`` holds scratch folders and local copies when ``root`` is not a local disk."""
         self.profile = profile
-        self.fs, self.root = fsspec.core.url_to_fs(str(root))
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(str(root))
+        except (ValueError, ImportError) as error:
+            raise BadInput(f"lake {root}: {error}") from None
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.base = f"{self.root.rstrip('/')}/{profile}"
         default_cache = Path.home() / ".cache" / "neuroranker"
@@ -77,6 +80,10 @@ class Lake:
                 )
             except FileNotFoundError:
                 time.sleep(0.05 * attempt)  # replaced and pruned between the two reads: look again
+            except (ValueError, TypeError, KeyError):
+                raise NotReady(
+                    f"{self._folder(asset, partition)}: the manifest is damaged; delete this folder"
+                ) from None
         raise NotReady(f"{self._folder(asset, partition)}: the current version {version} has no {MANIFEST}")
 
     def usable(self, asset: str, partition: str | None = None) -> Manifest:
@@ -157,6 +164,7 @@ class Lake:
                 created_at=now.isoformat(),
             )
             (draft.path / MANIFEST).write_text(draft.manifest.to_json())
+            _to_disk(draft.path)
             self._make_current(asset, partition, draft.path, draft.manifest.version)
             self._clear_scratch(scratch, keep=None)
 
@@ -201,6 +209,14 @@ class Lake:
             return self.fs.cat_file(f"{self._folder(asset, partition)}/{CURRENT}").decode().strip()
         except FileNotFoundError:
             return None
+
+
+def _to_disk(folder: Path) -> None:
+    """Have the system write a folder's files out, so that no power cut leaves a pointer to empty ones."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def label(asset: str, partition: str | None) -> str:

@@ -67,7 +67,7 @@ def test_a_killed_run_is_marked_as_failed_and_blocks_nobody(graph: Graph) -> Non
 def test_the_run_ends_with_the_table_and_the_next_commands(graph: Graph) -> None:
     for ranker in RANKERS:
         assert re.search(rf"{re.escape(ranker)} .*0\.\d\d\d", graph.output), ranker
-    assert "bentoml serve ranker:latest --port 8000" in graph.output
+    assert "bentoml serve ranker-smoke:latest --port 8000" in graph.output
     assert "neuroranker search --profile smoke" in graph.output
 
 
@@ -136,7 +136,7 @@ def test_the_bento_in_the_store_answers(graph: Graph) -> None:
             "Inverse propensity scoring reweights clicks to debias position.",
         ],
     }
-    with serve_bento("ranker:latest", Path(graph.environment["BENTOML_HOME"])) as url:
+    with serve_bento("ranker-smoke:latest", Path(graph.environment["BENTOML_HOME"])) as url:
         request = urllib.request.Request(
             f"{url}/rerank", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -147,14 +147,16 @@ def test_the_bento_in_the_store_answers(graph: Graph) -> None:
 
 def test_a_bento_lost_from_the_store_is_put_back_without_building_it(graph: Graph) -> None:
     bentoml = [sys.executable, "-m", "bentoml"]
-    subprocess.run([*bentoml, "delete", "--yes", "ranker"], env=graph.environment, check=True, capture_output=True)
+    subprocess.run(
+        [*bentoml, "delete", "--yes", "ranker-smoke"], env=graph.environment, check=True, capture_output=True
+    )
     done = graph.command("run")
     assert done.returncode == 0
     assert ran(done.stdout) == []
     listed = subprocess.run(
         [*bentoml, "list", "-o", "json"], env=graph.environment, check=True, capture_output=True, text=True
     )
-    assert "ranker:" in listed.stdout
+    assert "ranker-smoke:" in listed.stdout
 
 
 def test_a_learning_rate_changes_only_its_model_and_what_follows(graph: Graph) -> None:

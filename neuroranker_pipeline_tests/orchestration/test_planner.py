@@ -12,8 +12,9 @@ from neuroranker_pipeline.assets.lake_asset import LakeAsset, Needs, lake_asset
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks.rule import Verdict, rule
 from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
-from neuroranker_pipeline.orchestration.instance import PROCESS_TAG, end_dead_runs, process_tag
+from neuroranker_pipeline.orchestration.instance import end_dead_runs
 from neuroranker_pipeline.orchestration.planner import Outcome, bring_up_to_date, is_fresh, selected
+from neuroranker_pipeline.resources.processes import PROCESS_TAG, process_tag
 from neuroranker_pipeline.resources.workspace import Workspace
 
 
@@ -99,7 +100,7 @@ def test_a_setting_makes_stale_only_what_uses_it_and_what_follows(toy: Toy, inst
     toy.run(instance)
     assert toy.run(instance, "seed=7") == ["model"]
     assert toy.run(instance, "seed=7", "bm25.k1=0.8") == SHARDS, "equal content leaves the model fresh"
-    assert toy.run(instance, "seed=7", "bm25.k1=0.8", "student.learning_rate=1e-3") == []
+    assert toy.run(instance, "seed=7", "bm25.k1=0.8", "student.training.learning_rate=1e-3") == []
 
 
 def test_a_failed_check_stops_the_run_and_all_that_follows(toy: Toy, instance: dg.DagsterInstance) -> None:
@@ -120,6 +121,32 @@ def test_a_failed_check_stops_the_run_and_all_that_follows(toy: Toy, instance: d
     assert not result.success, "a run that selects only what follows must be refused too"
     toy.text = "mended"
     assert toy.run(instance) == EVERYTHING
+
+
+def test_inputs_of_different_lineages_are_refused(toy: Toy, instance: dg.DagsterInstance) -> None:
+    """After a new source, the old shards must not be read beside it."""
+    toy.run(instance)
+
+    @lake_asset(group="toy", kinds={"text"}, needs=[toy.assets[0], Needs(toy.assets[1], "dev")])
+    def reader(step: Step) -> None:
+        (step.out / "text").write_text("read")
+
+    list(bring_up_to_date([toy.assets[0], toy.assets[1], reader], toy.workspace(), instance))
+    toy.text = "another"
+    (toy.root / "smoke" / "source" / "CURRENT").unlink()
+    list(bring_up_to_date([toy.assets[0]], toy.workspace(), instance))
+    with pytest.raises(
+        NotReady, match=r"shard\[dev\] was made from another source: run `neuroranker run --select shard`"
+    ):
+        reader.fingerprint(toy.workspace(), None)
+
+
+def test_a_damaged_manifest_is_made_again(toy: Toy, instance: dg.DagsterInstance) -> None:
+    toy.run(instance)
+    (toy.workspace().lake.read("model") / "manifest.json").write_text("")
+    with pytest.raises(NotReady, match="manifest is damaged"):
+        toy.workspace().lake.usable("model")
+    assert toy.run(instance) == ["model"]
 
 
 def test_a_lost_shard_alone_is_made_again(toy: Toy, instance: dg.DagsterInstance) -> None:
