@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,6 @@ import pyarrow.compute as pc
 from neuroranker_pipeline.datasets.tables import CANDIDATES, QRELS
 from neuroranker_pipeline.datasets.tsv import read_lines
 from neuroranker_pipeline.errors import BadInput
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def ranked(scores: pa.Table) -> pa.Table:
@@ -112,10 +111,11 @@ def _fields(path: Path, layout: str, count: int) -> Iterator[tuple[str, list[str
 
 def _finite(score: str, where: str) -> float:
     try:
-        value = float(score)
+        with np.errstate(over="ignore"):
+            value = float(np.float32(float(score)))  # rounded first: the largest float32 is written a little larger
     except ValueError:
         value = float("nan")
-    if not abs(value) <= FLOAT32_MAX:
+    if not math.isfinite(value):
         raise BadInput(f"{where}: the score must be a finite number, got {score!r}")
     return value
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuroranker_pipeline.datasets.tables import CANDIDATES
@@ -29,6 +29,7 @@ def scores_table(run: dict[tuple[str, str], float]) -> pa.Table:
     )
 
 
+@example({("q", "p"): float(np.finfo(np.float32).max)})
 @given(runs)
 def test_a_written_run_reads_back_exactly(run: dict[tuple[str, str], float]) -> None:
     table = scores_table(run)

@@ -68,7 +68,7 @@ def test_heap_must_be_sensible() -> None:
 
 def test_a_fresh_process_starts_quietly_without_heavy_imports_and_keeps_ctrl_c(tmp_path: Path) -> None:
     code = """
-import os, signal, sys
+import os, signal, sys, time
 from neuroranker_pipeline.retrieval.jvm import java_class, start_jvm
 start_jvm(128)
 start_jvm(256)
@@ -77,7 +77,8 @@ print("heap", 100 < runtime.maxMemory() / 2**20 <= 128, "| home", os.environ["JA
 print("heavy", sorted({"torch", "transformers", "openai"} & set(sys.modules)))
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    signal.pause()
+    for _ in range(3000):  # not one long sleep: the signal may reach a thread of the JVM, and wakes that one alone
+        time.sleep(0.01)
 except KeyboardInterrupt:
     print("interrupted")
 """
