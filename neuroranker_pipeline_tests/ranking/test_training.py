@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -105,26 +105,34 @@ def test_a_run_cut_off_goes_on_with_the_same_losses(tiny, collection, tmp_path, 
 
 
 KILLED = """
-import os, pickle, signal, sys
+import json, os, signal, sys
 from pathlib import Path
-arguments = pickle.load(sys.stdin.buffer)
+import pyarrow as pa
+from pydantic import TypeAdapter
+from neuroranker_pipeline.datasets.tables import CANDIDATES, QRELS
+from neuroranker_pipeline.ranking.settings import TeacherSettings
 from neuroranker_pipeline.ranking.teacher import train_teacher
+given = json.load(sys.stdin)
 def kill(label, done, total):
     if done == 11:
         os.kill(os.getpid(), signal.SIGKILL)
-train_teacher(**arguments, progress=kill)
+train_teacher(
+    pa.Table.from_pylist(given["candidates"], CANDIDATES), pa.Table.from_pylist(given["qrels"], QRELS),
+    given["queries"], given["passages"], TypeAdapter(TeacherSettings).validate_python(given["settings"]), 7,
+    Path(given["out"]), Path(given["work"]), progress=kill,
+)
 """
 
 
 def test_a_killed_process_is_resumed_by_another(tiny, collection, tmp_path, uninterrupted):
     settings = teacher_settings(tiny, epochs=3, checkpoint_steps=4)
-    arguments = {
-        "candidates": collection.candidates, "qrels": collection.qrels, "queries": collection.queries,
-        "passages": collection.passages, "settings": settings, "seed": 7, "out": tmp_path / "out",
-        "work": tmp_path / "work",
+    given = {
+        "candidates": collection.candidates.to_pylist(), "qrels": collection.qrels.to_pylist(),
+        "queries": collection.queries, "passages": collection.passages, "settings": asdict(settings),
+        "out": str(tmp_path / "out"), "work": str(tmp_path / "work"),
     }  # fmt: skip
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED], input=pickle.dumps(arguments), capture_output=True, timeout=120, check=False
+        [sys.executable, "-c", KILLED], input=json.dumps(given).encode(), capture_output=True, timeout=120, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / "out").exists()
