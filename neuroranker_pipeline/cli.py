@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,33 +41,49 @@ def main() -> None:
     """Train, measure, package and try a neural re-ranker over a collection of passages."""
 
 
-def _workspace_options(command: Any) -> Any:
-    """``--profile``, ``--lake`` and ``--set``, handed to the command as one workspace."""
-    command = click.option(
+def _workspace_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--profile``, ``--lake``, ``--data`` and ``--set``, handed to the command as its first argument, one workspace."""
+
+    @click.option(
+        "--profile",
+        "-p",
+        metavar="NAME|FILE.yaml",
+        help="Which settings to use.  [default: $NEURORANKER_PROFILE or quickstart]",
+    )
+    @click.option(
+        "--lake",
+        metavar="FOLDER|URL",
+        help="Where artifacts are kept.  [default: $NEURORANKER_LAKE or data_lake]",
+    )
+    @click.option(
+        "--data",
+        metavar="FOLDER",
+        help="Where relative folders of raw data begin.  [default: $NEURORANKER_DATA or data_lake/raw]",
+    )
+    @click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
         help="Override one setting, for example student.training.learning_rate=2e-5. May be repeated.",
-    )(command)
-    command = click.option(
-        "--lake",
-        metavar="FOLDER|URL",
-        help="Where artifacts are kept.  [default: $NEURORANKER_LAKE or data_lake]",
-    )(command)
-    return click.option(
-        "--profile",
-        "-p",
-        metavar="NAME|FILE.yaml",
-        help="Which settings to use.  [default: $NEURORANKER_PROFILE or quickstart]",
-    )(command)
+    )
+    @wraps(command)
+    def with_workspace(
+        profile: str | None, lake: str | None, data: str | None, overrides: tuple[str, ...], **arguments: Any
+    ) -> None:
+        command(_workspace(profile, lake, data, overrides), **arguments)
+
+    return with_workspace
 
 
-def _workspace(profile: str | None, lake: str | None, overrides: tuple[str, ...]) -> Workspace:
-    from neuroranker_pipeline.resources.workspace import Workspace, default_lake, default_profile
+def _workspace(profile: str | None, lake: str | None, data: str | None, overrides: tuple[str, ...]) -> Workspace:
+    from neuroranker_pipeline.resources.workspace import Workspace, default_data, default_lake, default_profile
 
     workspace = Workspace(
-        profile=profile or default_profile(), lake_root=lake or default_lake(), overrides=list(overrides)
+        profile=profile or default_profile(),
+        lake_root=lake or default_lake(),
+        data_root=data or default_data(),
+        overrides=list(overrides),
     )
     _ = workspace.settings  # a bad profile is refused before anything starts
     return workspace
@@ -74,11 +92,10 @@ def _workspace(profile: str | None, lake: str | None, overrides: tuple[str, ...]
 @main.command()
 @_workspace_options
 @click.option("--select", metavar="KEYS", help="Comma-separated assets to bring up to date, with all they need.")
-def run(profile: str | None, lake: str | None, overrides: tuple[str, ...], select: str | None) -> None:
+def run(workspace: Workspace, select: str | None) -> None:
     """Bring the asset graph up to date: what is missing or stale is made, the rest is left alone."""
     from neuroranker_pipeline.console import run_with_progress, show_results
 
-    workspace = _workspace(profile, lake, overrides)
     names = [name.strip() for name in (select or "").split(",") if name.strip()]
     run_with_progress(workspace, names)
     if not names:
@@ -87,12 +104,21 @@ def run(profile: str | None, lake: str | None, overrides: tuple[str, ...], selec
 
 @main.command()
 @_workspace_options
+def fetch(workspace: Workspace) -> None:
+    """Fetch the published files of the profile's data set into its folder; what is there already is left alone."""
+    from neuroranker_pipeline.console import fetch_data
+
+    fetch_data(workspace)
+
+
+@main.command()
+@_workspace_options
 @click.option("--open", "open_page", is_flag=True, help="Open the HTML report in a browser.")
-def report(profile: str | None, lake: str | None, overrides: tuple[str, ...], open_page: bool) -> None:
+def report(workspace: Workspace, open_page: bool) -> None:
     """Show how every ranker did on the test split, and where the whole report is."""
     from neuroranker_pipeline.console import show_results
 
-    page = show_results(_workspace(profile, lake, overrides))
+    page = show_results(workspace)
     if open_page and click.launch(page.as_uri()) != 0:
         raise NotReady(f"no browser could be started here: open {page}")
 
@@ -101,33 +127,33 @@ def report(profile: str | None, lake: str | None, overrides: tuple[str, ...], op
 @_workspace_options
 @click.argument("question")
 @click.option("-k", "count", type=click.IntRange(1, 100), default=10, show_default=True, help="How many passages.")
-def search(profile: str | None, lake: str | None, overrides: tuple[str, ...], question: str, count: int) -> None:
+def search(workspace: Workspace, question: str, count: int) -> None:
     """Search the collection: BM25's candidates, re-ranked by the int8 student."""
     from neuroranker_pipeline.console import show_hits
     from neuroranker_pipeline.orchestration.search import open_search
 
     if not question.strip():
         raise BadInput("QUESTION is empty: type a question, for example neuroranker search 'cumulative sum'")
-    show_hits(question, open_search(_workspace(profile, lake, overrides))(question, count))
+    show_hits(question, open_search(workspace)(question, count))
 
 
 @main.command()
 @_workspace_options
 @click.argument("asset")
 @click.argument("partition", required=False)
-def path(profile: str | None, lake: str | None, overrides: tuple[str, ...], asset: str, partition: str | None) -> None:
+def path(workspace: Workspace, asset: str, partition: str | None) -> None:
     """Print the folder of an artifact's current version."""
-    click.echo(_workspace(profile, lake, overrides).lake.read(asset, partition))
+    click.echo(workspace.lake.read(asset, partition))
 
 
 @main.command()
 @_workspace_options
 @click.argument("sql", required=False)
-def metrics(profile: str | None, lake: str | None, overrides: tuple[str, ...], sql: str | None) -> None:
+def metrics(workspace: Workspace, sql: str | None) -> None:
     """Ask DuckDB about run metrics; without SQL, show the last run of every asset."""
     from neuroranker_pipeline.console import show_metrics
 
-    show_metrics(_workspace(profile, lake, overrides).metrics, sql)
+    show_metrics(workspace.metrics, sql)
 
 
 @main.command()
@@ -153,17 +179,17 @@ def rerank(model: str, queries: Path, passages: Path, run_file: Path, output: Pa
 @main.command()
 @_workspace_options
 @click.option("--port", type=int, default=3000, show_default=True)
-def dev(profile: str | None, lake: str | None, overrides: tuple[str, ...], port: int) -> None:
+def dev(workspace: Workspace, port: int) -> None:
     """Open the Dagster UI on the profile's persistent instance."""
     from neuroranker_pipeline.orchestration.instance import dagster_home
-    from neuroranker_pipeline.resources.workspace import LAKE_VARIABLE, PROFILE_VARIABLE
+    from neuroranker_pipeline.resources.workspace import DATA_VARIABLE, LAKE_VARIABLE, PROFILE_VARIABLE
 
-    if overrides:
+    if workspace.overrides:
         raise BadInput("--set does not reach the UI: write the change into a profile file, and name it with --profile")
-    workspace = _workspace(profile, lake, ())
     os.environ["DAGSTER_HOME"] = str(dagster_home(workspace))
     os.environ[PROFILE_VARIABLE] = workspace.profile
     os.environ[LAKE_VARIABLE] = workspace.lake_root
+    os.environ[DATA_VARIABLE] = workspace.data_root
     python = [
         sys.executable,
         "-m",

@@ -94,6 +94,28 @@ def run_with_progress(workspace: Workspace, names: Sequence[str]) -> None:
     console.print(f"{ran} steps run, the rest was up to date; {seconds / 60:.1f} minutes.")
 
 
+def fetch_data(workspace: Workspace) -> None:
+    """Bring the published files of the profile's data set into its folder."""
+    from neuroranker_pipeline.datasets.download import fetch
+    from neuroranker_pipeline.datasets.msmarco import MsMarcoSettings
+    from neuroranker_pipeline.datasets.msmarco_files import published_files
+
+    data = workspace.settings.data
+    if not isinstance(data, MsMarcoSettings):
+        raise BadInput(
+            f"profile {workspace.settings.profile}: nothing is fetched for a data set of source {data.source}; "
+            "`neuroranker run` says which files it needs"
+        )
+    folder = Path(workspace.data_root) / data.folder
+    narrator = _Narrator()
+    narrator.begin("fetching")
+    try:
+        files = fetch(published_files(data.tests, data.runs.values()), folder, narrator)
+    finally:
+        narrator.end()
+    console.print(f"{len(files)} files in {folder}", markup=False)
+
+
 def _outcome_line(outcome: Outcome) -> str:
     from neuroranker_pipeline.resources.lake import label
 
@@ -105,14 +127,16 @@ def _outcome_line(outcome: Outcome) -> str:
 
 
 def show_results(workspace: Workspace) -> Path:
-    """The table of rankers and the commands to try next; returns the HTML report's path."""
+    """The table of rankers of every test split and the commands to try next; returns the first HTML report's path."""
     from neuroranker_pipeline.evaluation.tables import render_table
 
-    folder = workspace.lake.read("eval_report")
-    console.print()
-    console.print(render_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
-    page = folder / "report.html"
-    console.print(f"\nThe whole report: {page}", soft_wrap=True, markup=False)
+    pages = []
+    for split in workspace.settings.data.test_splits:
+        folder = workspace.lake.read("eval_report", split)
+        console.print()
+        console.print(render_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
+        pages.append(folder / "report.html")
+        console.print(f"\nThe whole report: {pages[-1]}", soft_wrap=True, markup=False)
     if workspace.lake.manifest("ranker_bento") is not None:
         options = "" if workspace.profile == "quickstart" else f" --profile {workspace.profile}"
         name = workspace.settings.bento.name
@@ -128,7 +152,7 @@ def show_results(workspace: Workspace) -> Path:
             soft_wrap=True,
             markup=False,
         )
-    return page
+    return pages[0]
 
 
 def show_hits(question: str, hits: Sequence[Hit]) -> None:

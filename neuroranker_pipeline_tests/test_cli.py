@@ -31,13 +31,13 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--profile", "nothing"], "profile 'nothing' is unknown: expected one of quickstart, smoke"),
+        (["run", "--profile", "nothing"], "profile 'nothing' is unknown: expected one of msmarco, quickstart, slice, smoke"),
         (["run", "--profile", "gone.yaml"], "gone.yaml: no such profile file"),
         (["run", "--profile", "smoke", "--set", "sede=1"], "sede: unknown key; did you mean seed?"),
         (["run", "--profile", "smoke", "--select", "nothing"], "--select nothing: no such asset; the assets are"),
         (["search", "--profile", "smoke", " "], "QUESTION is empty"),
         (["search", "--profile", "smoke", "sums"], "student_onnx_int8 has not been made yet: run `neuroranker run"),
-        (["report", "--profile", "smoke"], "eval_report has not been made yet"),
+        (["report", "--profile", "smoke"], "eval_report[test] has not been made yet"),
         (["path", "--profile", "smoke", "passages"], "passages has not been made yet"),
         (["metrics", "--profile", "smoke", "SELEKT 1"], "SELEKT"),
         (["metrics", "--profile", "smoke", "DROP VIEW latest"], "SELECT"),

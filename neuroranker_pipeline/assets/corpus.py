@@ -1,15 +1,31 @@
 """The collection: passages, queries and relevance judgments, from the profile's source."""
 
+import hashlib
 import warnings
+from typing import get_args
 
 import dagster as dg
+import pyarrow as pa
 
 from neuroranker_pipeline.assets.lake_asset import RAW_DATASET, lake_asset
 from neuroranker_pipeline.assets.previews import table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import corpus as checks
-from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES, read_table, write_table
+from neuroranker_pipeline.datasets.known import existing, known_candidates, known_judgments
+from neuroranker_pipeline.datasets.source import RawTable
+from neuroranker_pipeline.datasets.tables import (
+    CANDIDATES,
+    GIVEN,
+    JUDGMENTS,
+    PASSAGES,
+    QRELS,
+    QUERIES,
+    read_batches,
+    read_table,
+    write_table,
+)
 from neuroranker_pipeline.datasets.validate import judged_outside
+from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.resources.workspace import Workspace
 
 with warnings.catch_warnings():
@@ -20,36 +36,49 @@ with warnings.catch_warnings():
     )
     def raw_dataset(workspace: Workspace) -> dg.ObserveResult:
         """Observe the raw data: its version is a digest of its content."""
-        return dg.ObserveResult(RAW_DATASET, data_version=dg.DataVersion(workspace.source.digest()))
+        return dg.ObserveResult(RAW_DATASET, data_version=dg.DataVersion(raw_version(workspace)))
 
 
-@lake_asset(
-    group="corpus",
-    kinds={"parquet"},
-    from_source=True,
-    settings=["data"],
-    checks=[checks.passages_are_valid],
-)
+def raw_version(workspace: Workspace) -> str:
+    """One digest over all of the raw data; each asset made from it depends on the part that it reads alone.
+
+    A part whose files are missing is no error here: whoever needs it will say so.
+    """
+
+    def part(table: RawTable) -> str:
+        try:
+            return workspace.source.digest(table)
+        except BadInput:
+            return "missing"
+
+    return hashlib.sha256("".join(part(table) for table in get_args(RawTable)).encode()).hexdigest()
+
+
+@lake_asset(group="corpus", kinds={"parquet"}, from_source="passages", checks=[checks.passages_are_valid])
 def passages(step: Step) -> None:
     """The collection, one row a passage: pid, text."""
-    rows = write_table(step.out, step.source.passages(), PASSAGES)
-    table = read_table(step.out)
-    step.record(rows)
-    step.show("preview", table_preview(table))
+    rejects, done = step.rejects(), 0
+
+    def counted():
+        nonlocal done
+        for batch in step.source.passages(rejects):
+            done += batch.num_rows
+            step.progress("reading passages", done, 0)
+            yield batch
+
+    step.record(write_table(step.out, counted(), PASSAGES))
+    step.account(rejects)
+    step.show("preview", table_preview(pa.Table.from_batches([next(read_batches(step.out)).slice(0, 5)])))
     step.show("licence", step.source.licence)
-    step.check(checks.passages_are_valid(table))
+    step.check(checks.passages_are_valid(read_batches(step.out)))
 
 
-@lake_asset(
-    group="corpus",
-    kinds={"parquet"},
-    from_source=True,
-    settings=["data"],
-    checks=[checks.queries_are_valid],
-)
+@lake_asset(group="corpus", kinds={"parquet"}, from_source="queries", checks=[checks.queries_are_valid])
 def queries(step: Step) -> None:
-    """One row a query: qid, text, split (train, dev, gate or test)."""
-    rows = write_table(step.out, step.source.queries(), QUERIES)
+    """One row a judged query: qid, text, split (train, dev, gate, and the test splits)."""
+    rejects = step.rejects()
+    rows = write_table(step.out, step.source.queries(rejects), QUERIES)
+    step.account(rejects)
     table = read_table(step.out)
     sizes = table.group_by("split").aggregate([("qid", "count")]).to_pylist()
     step.record(rows, **{f"{size['split']}_queries": size["qid_count"] for size in sizes})
@@ -60,9 +89,8 @@ def queries(step: Step) -> None:
 @lake_asset(
     group="corpus",
     kinds={"parquet"},
-    from_source=True,
+    from_source="qrels",
     needs=[passages, queries],
-    settings=["data"],
     checks=[checks.qrels_are_valid],
 )
 def qrels(step: Step) -> None:
@@ -70,10 +98,36 @@ def qrels(step: Step) -> None:
 
     Graded test judgments of passages outside the collection are kept: without them the ideal DCG would change.
     """
-    rows = write_table(step.out, step.source.qrels(), QRELS)
-    table = read_table(step.out)
-    collection = read_table(step.read("passages"), columns=["pid"])
-    outside = judged_outside(table, collection["pid"])
-    step.record(rows, judged_outside_collection=sum(outside.values()))
+    rejects = step.rejects()
+    judged = pa.Table.from_batches(step.source.qrels(rejects), JUDGMENTS)
+    asked = read_table(step.read("queries"))
+    pids = existing(step.read("passages"), "pid", judged["pid"])
+    table = known_judgments(judged, asked["qid"].combine_chunks(), pids, rejects)
+    rows = write_table(step.out, table, QRELS)
+    step.account(rejects)
+    step.record(rows, judged_outside_collection=sum(judged_outside(table, pids).values()))
     step.show("preview", table_preview(table))
-    step.check(checks.qrels_are_valid(table, read_table(step.read("queries")), collection))
+    step.check(checks.qrels_are_valid(table, asked, pids, rejects.max_share))
+
+
+@lake_asset(
+    group="corpus",
+    kinds={"parquet"},
+    from_source="candidates",
+    needs=[passages, queries],
+    checks=[checks.given_candidates_are_usable],
+)
+def given_candidates(step: Step) -> None:
+    """Candidates that came with the data, which take the place of retrieval for their queries: qid, pid, rank, score.
+
+    A test set whose candidates were retrieved from a larger collection is measured on those. Often there are none.
+    """
+    rejects = step.rejects()
+    given = pa.Table.from_batches(step.source.candidates(rejects), GIVEN)
+    pids = existing(step.read("passages"), "pid", given["pid"])
+    qids = read_table(step.read("queries"), ["qid"])["qid"].combine_chunks()
+    table = known_candidates(given, qids, pids, rejects)
+    step.record(write_table(step.out, table, CANDIDATES))
+    step.account(rejects)
+    step.show("preview", table_preview(table))
+    step.check(checks.given_candidates_are_usable(table, given.num_rows))

@@ -1,4 +1,4 @@
-"""Every ranker of the chain on the test split."""
+"""Every ranker of the chain on the test splits."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ SHOWN_VERSIONS = ("torch", "transformers", "onnxruntime", "pyserini", "dagster",
     group="evaluation",
     kinds={"duckdb", "markdown", "html"},
     needs=[
-        Needs(bm25_candidates, "test"),
-        Needs(base_scores, "test"),
-        Needs(teacher_scores, "test"),
+        Needs(bm25_candidates, "own"),
+        Needs(base_scores, "own"),
+        Needs(teacher_scores, "own"),
         Needs(passage_embeddings, "all"),
         teacher_checkpoint,
         student_checkpoint,
@@ -48,25 +48,29 @@ SHOWN_VERSIONS = ("torch", "transformers", "onnxruntime", "pyserini", "dagster",
         qrels,
     ],
     settings=["device", "seed", "cascade_depth"],
+    shards="tests",
     checks=[checks.agrees_with_trec_eval],
     by_content=False,
 )
 def eval_report(step: Step) -> None:
-    """BM25, base student, teacher, student, its control and its exports: measured per query, tested in pairs."""
+    """BM25, base student, teacher, student, its control and its exports on one test split: measured per query, tested in
+    pairs."""
     from neuroranker_pipeline.evaluation.evaluation import evaluate
     from neuroranker_pipeline.evaluation.report import file_name, render_markdown, write_report
     from neuroranker_pipeline.evaluation.trec_eval import trec_eval_means
 
+    assert step.partition is not None
     runs = _runs(step)
-    asked = queries_of_shard(read_table(step.read("queries")), "test", step.settings.shards.train_queries)
+    asked = queries_of_shard(read_table(step.read("queries")), step.partition, step.settings.shards.train_queries)
     texts = dict(zip(asked["qid"].to_pylist(), asked["text"].to_pylist(), strict=True))
     judged = judgments_of(read_table(step.read("qrels")), texts)  # those too for which BM25 found nothing: they count 0
-    result = evaluate(runs, judged, seed=step.settings.seed)
+    level = step.settings.data.relevance_level(step.partition)
+    result = evaluate(runs, judged, seed=step.settings.seed, relevance_level=level)
     report = write_report(result, _context(step, result, texts), step.out)
     step.record(result.queries, **result.figures())
     step.show("report", render_markdown(report))
     files = {name: step.out / "runs" / f"{file_name(name)}.trec" for name in runs}
-    step.check(checks.agrees_with_trec_eval(result.figures(), trec_eval_means(files, judged)))
+    step.check(checks.agrees_with_trec_eval(result.figures(), trec_eval_means(files, judged, level)))
 
 
 def _runs(step: Step) -> dict[str, pa.Table]:
@@ -86,11 +90,11 @@ def _runs(step: Step) -> dict[str, pa.Table]:
 
     compute = pick_compute(step.settings.device)
     step.device = str(compute)
-    candidates, base = read_table(step.read("bm25_candidates", "test")), read_table(step.read("base_scores", "test"))
+    candidates, base = read_table(step.read("bm25_candidates")), read_table(step.read("base_scores"))
     texts, found = texts_for(step, candidates)
     student = TorchEncoder(BiEncoder.load(step.read("student_checkpoint")), compute)
     asked = encode_texts(texts, sorted(texts), student, "qid")
-    teacher = read_table(step.read("teacher_scores", "test"))
+    teacher = read_table(step.read("teacher_scores"))
     runs = {
         "BM25": candidates,
         "base student": base,
@@ -124,6 +128,7 @@ def _context(step: Step, result: Evaluation, texts: dict[str, str]) -> ReportCon
     trained = ("teacher", "student", "hard-label control")
     return ReportContext(
         profile=step.settings.profile,
+        split=step.partition or "test",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset={
             "name": step.source.name,

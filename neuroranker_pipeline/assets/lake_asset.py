@@ -18,6 +18,7 @@ import dagster as dg
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks.rule import Rule
 from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.source import RawTable
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.orchestration.partitions import Shards, shard_keys, train_shards
 from neuroranker_pipeline.resources.lake import Draft, label
@@ -36,10 +37,10 @@ GPU_TAGS = {"neuroranker/device": "gpu", "dagster/priority": "1", "dagster/max_r
 @dataclass(frozen=True)
 class Needs:
     """An input, and which of its shards: the step's own, all, those that training reads, those that training and
-    choosing read, one split by name, or None for an input without partitions."""
+    choosing read, dev, or None for an input without partitions."""
 
     asset: "LakeAsset"
-    shards: Literal["own", "all", "train", "train+dev", "dev", "gate", "test"] | None = None
+    shards: Literal["own", "all", "train", "train+dev", "dev"] | None = None
 
     def keys(self, settings: Settings, own: str | None) -> list[str | None]:
         match self.shards:
@@ -77,7 +78,7 @@ class LakeAsset:
     group: str
     kinds: frozenset[str]
     needs: tuple[Needs, ...]
-    from_source: bool
+    from_source: RawTable | None
     settings: tuple[str, ...]
     shards: Shards | None
     checks: tuple[Rule[...], ...]
@@ -106,7 +107,7 @@ class LakeAsset:
         manifests: dict[str, Manifest] = {}
         versions: dict[str, str] = {}
         if self.from_source:
-            versions[RAW_DATASET] = workspace.source.digest()
+            versions[f"{RAW_DATASET}:{self.from_source}"] = workspace.source.digest(self.from_source)
         for asset, key in self.inputs(workspace.settings, partition):
             manifests[label(asset, key)] = manifest = workspace.lake.usable(asset, key)
             versions[label(asset, key)] = manifest.data_version
@@ -227,7 +228,7 @@ def lake_asset(
     group: str,
     kinds: set[str],
     needs: Sequence[Needs | LakeAsset] = (),
-    from_source: bool = False,
+    from_source: RawTable | None = None,
     settings: Sequence[str] = (),
     shards: Shards | None = None,
     checks: Sequence[Rule[...]] = (),
@@ -237,7 +238,7 @@ def lake_asset(
 ) -> Callable[[Callable[[Step], None]], LakeAsset]:
     """Declare an asset whose body is the decorated function.
 
-    ``needs`` are its inputs; ``from_source`` says that it reads the raw data. ``settings`` are dotted names of the
+    ``needs`` are its inputs; ``from_source`` says which part of the raw data it reads. ``settings`` are dotted names of the
     settings it uses: a change of any other leaves it fresh. ``by_content`` as in :meth:`Lake.publish`. Raise
     ``code_version`` when the same inputs now give another result.
     """

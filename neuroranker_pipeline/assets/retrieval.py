@@ -1,68 +1,156 @@
-"""First stage: the Lucene index, and BM25's candidates for every query shard."""
+"""First stage: the Lucene indexes, BM25's parameters, and its candidates for every query shard."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from neuroranker_pipeline.assets.corpus import passages, qrels, queries
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neuroranker_pipeline.assets.corpus import given_candidates, passages, qrels, queries
 from neuroranker_pipeline.assets.lake_asset import lake_asset
-from neuroranker_pipeline.assets.previews import bars, table_preview
+from neuroranker_pipeline.assets.previews import bars, markdown_table, table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import retrieval as checks
+from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.joined import MAIN, collection_of
 from neuroranker_pipeline.datasets.shards import judgments_of, queries_of_shard
-from neuroranker_pipeline.datasets.tables import (
-    CANDIDATES,
-    count_rows,
-    read_batches,
-    read_table,
-    write_table,
-)
+from neuroranker_pipeline.datasets.tables import CANDIDATES, count_rows, read_batches, read_table, write_table
+from neuroranker_pipeline.retrieval.settings import BM25Settings
+
+if TYPE_CHECKING:
+    from neuroranker_pipeline.retrieval.tuning import GridPoint
+
+ANALYZER = ["bm25.language", "bm25.stemmer", "bm25.keep_stopwords"]
+PARAMETERS_FILE = "bm25.json"
+RUN_FILE = "run.trec"
 
 
 @lake_asset(
     group="retrieval",
     kinds={"lucene"},
     needs=[passages],
+    settings=["training_collections", *ANALYZER],
     checks=[checks.index_holds_every_passage],
     pool="jvm",
     by_content=False,
 )
 def lucene_index(step: Step) -> None:
-    """A Lucene index of the passages, built by Pyserini."""
+    """A Lucene index for each collection, built by Anserini: ``main``, and one for every joined collection."""
     from neuroranker_pipeline.retrieval.bm25 import Searcher, build_index
 
-    folder = step.read("passages")
-    total = count_rows(folder)
+    folder, bm25 = step.read("passages"), step.settings.bm25
+    total, documents = count_rows(folder), 0
+    for name in collections(step.settings):
+        build_index(_passages_of(folder, name, step.settings), step.out / name, bm25, step.progress, total)
+        with closing(Searcher(step.out / name, bm25)) as searcher:
+            documents += searcher.num_docs
+            step.record(**{f"{name}/documents": searcher.num_docs})
+    step.record(documents)
+    step.check(checks.index_holds_every_passage(documents, total))
+
+
+@lake_asset(
+    group="retrieval",
+    kinds={"json"},
+    needs=[lucene_index, queries, qrels],
+    settings=["bm25.k1", "bm25.b", "bm25.tune", "bm25.depth", "training_collections", "seed"],
+    checks=[checks.parameters_are_in_range],
+    pool="jvm",
+)
+def bm25_parameters(step: Step) -> None:
+    """BM25's k1 and b: those of the settings, or where the settings give a grid, its best point on training queries."""
     bm25 = step.settings.bm25
-    build_index(read_batches(folder), step.out, bm25.threads, bm25.heap_mb, step.progress)
-    with closing(Searcher(step.out, bm25)) as searcher:
-        docs = searcher.num_docs
-    step.record(docs)
-    step.check(checks.index_holds_every_passage(docs, total))
+    k1, b = bm25.k1, bm25.b
+    grid: Sequence[GridPoint] = ()
+    if bm25.tune is not None:
+        from neuroranker_pipeline.retrieval.tuning import tune_bm25
+
+        asked = read_table(step.read("queries"))
+        asked = asked.filter(pc.and_(pc.equal(asked["split"], "train"), _belongs(asked["qid"], MAIN, step.settings)))
+        judged = judgments_of(read_table(step.read("qrels")), asked["qid"].to_pylist())
+        found = tune_bm25(step.read("lucene_index") / MAIN, bm25, _texts(asked), judged, step.progress)
+        k1, b, grid = found.k1, found.b, found.rows
+        step.show("grid", markdown_table(["k1", "b", bm25.tune.measure], ([row.k1, row.b, row.value] for row in grid)))
+    chosen = {"k1": k1, "b": b, "grid": [asdict(row) for row in grid]}
+    (step.out / PARAMETERS_FILE).write_text(json.dumps(chosen, indent=2))
+    step.record(k1=k1, b=b)
+    step.check(checks.parameters_are_in_range(k1, b))
 
 
 @lake_asset(
     group="retrieval",
     kinds={"parquet"},
-    needs=[lucene_index, queries, qrels],
-    settings=["bm25.k1", "bm25.b", "bm25.depth", "shards.train_queries"],
+    needs=[lucene_index, bm25_parameters, given_candidates, queries, qrels],
+    settings=["bm25.depth", "shards.train_queries", "training_collections", *ANALYZER],
     shards="queries",
     checks=[checks.candidates_are_complete],
     pool="jvm",
 )
 def bm25_candidates(step: Step) -> None:
-    """BM25's best passages for every query of the shard: qid, pid, rank, score."""
+    """BM25's best passages for every query of the shard (qid, pid, rank, score), also as a TREC run.
+
+    Where candidates were given with the data, they are taken as they are.
+    """
+    from neuroranker_pipeline.datasets.trec import write_run
     from neuroranker_pipeline.evaluation.measures import mean_measures
-    from neuroranker_pipeline.retrieval.bm25 import Searcher
 
     assert step.partition is not None
     shard = queries_of_shard(read_table(step.read("queries")), step.partition, step.settings.shards.train_queries)
-    texts = dict(zip(shard["qid"].to_pylist(), shard["text"].to_pylist(), strict=True))
-    with closing(Searcher(step.read("lucene_index"), step.settings.bm25)) as searcher:
-        table = searcher.search(texts, step.progress)
-    rows = write_table(step.out, table, CANDIDATES)
+    given = read_table(step.read("given_candidates"))
+    given = given.filter(pc.is_in(given["qid"], shard["qid"].combine_chunks()))
+    depth = step.settings.bm25.depth
+    if given.num_rows:
+        rows, depth = write_table(step.out, given, CANDIDATES), int(pc.max(given["rank"]).as_py())
+    else:
+        rows = write_table(step.out, _searched(step, shard), CANDIDATES)
+    table, texts = read_table(step.out), _texts(shard)
+    write_run(table, step.out / RUN_FILE, "BM25")
     measures = mean_measures(table, judgments_of(read_table(step.read("qrels")), texts))
-    step.record(rows, queries=len(texts), **measures)
+    step.record(rows, queries=len(texts), given=float(bool(given.num_rows)), **measures)
     step.show("measures", bars(measures))
     step.show("preview", table_preview(table))
-    step.check(checks.candidates_are_complete(table, texts, step.settings.bm25.depth))
+    step.check(checks.candidates_are_complete(table, texts, depth))
+
+
+def collections(settings: Settings) -> list[str]:
+    """The names of the main collection and of the joined ones."""
+    return [MAIN, *settings.training_collections]
+
+
+def tuned_parameters(settings: BM25Settings, folder: Path) -> BM25Settings:
+    """The settings with the k1 and b that the ``bm25_parameters`` artifact in ``folder`` holds."""
+    found = json.loads((folder / PARAMETERS_FILE).read_text())
+    return replace(settings, k1=found["k1"], b=found["b"])
+
+
+def _searched(step: Step, shard: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Candidates of the shard's queries, each searched in its own collection."""
+    from neuroranker_pipeline.retrieval.bm25 import Searcher
+
+    bm25 = tuned_parameters(step.settings.bm25, step.read("bm25_parameters"))
+    for name in collections(step.settings):
+        asked = shard.filter(_belongs(shard["qid"], name, step.settings))
+        if asked.num_rows:
+            with closing(Searcher(step.read("lucene_index") / name, bm25)) as searcher:
+                yield from searcher.search_batches(_texts(asked), step.progress)
+
+
+def _passages_of(folder: Path, name: str, settings: Settings) -> Iterator[pa.RecordBatch]:
+    for batch in read_batches(folder):
+        mine = batch.filter(_belongs(batch["pid"], name, settings)) if settings.training_collections else batch
+        if mine.num_rows:
+            yield mine
+
+
+def _belongs(ids: pa.Array | pa.ChunkedArray, name: str, settings: Settings) -> pa.Array | pa.ChunkedArray:
+    return collection_of(ids, name, settings.training_collections)
+
+
+def _texts(queries: pa.Table) -> Mapping[str, str]:
+    return dict(zip(queries["qid"].to_pylist(), queries["text"].to_pylist(), strict=True))

@@ -26,7 +26,7 @@ REPORT_FILES = ("report.html", "report.md", "report.json")  # of the evaluation;
 @lake_asset(
     group="serving",
     kinds={"bentoml"},
-    needs=[student_onnx_int8, eval_report, Needs(bm25_candidates, "dev"), passages, queries],
+    needs=[student_onnx_int8, Needs(eval_report, "all"), Needs(bm25_candidates, "dev"), passages, queries],
     settings=["bento"],
     checks=[checks.bento_answers_correctly],
     by_content=False,
@@ -44,9 +44,10 @@ def ranker_bento(step: Step) -> None:
     store = step.work / "store"  # not the user's, where an unchecked Bento would be the latest
     labels = {"profile": step.settings.profile, "student": step.manifest("student_onnx_int8").version}
     report = step.work / "report"
-    report.mkdir(parents=True)
-    for name in REPORT_FILES:
-        shutil.copyfile(step.read("eval_report") / name, report / name)
+    for split in eval_report.partitions(step.settings):
+        (report / str(split)).mkdir(parents=True)
+        for name in REPORT_FILES:
+            shutil.copyfile(step.read("eval_report", split) / name, report / str(split) / name)
     bento = build_bento(model, report, step.settings.bento.name, None, labels, store)
     export_bento(bento, step.out / ARCHIVE, store)
     (step.out / TAG_FILE).write_text(bento.tag)

@@ -11,8 +11,11 @@ from typing import Any
 
 import dagster as dg
 
+from neuroranker_pipeline.assets.previews import bars
 from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.rejects import REJECTED, Rejects
 from neuroranker_pipeline.datasets.source import Source
+from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.resources.lake import Draft, label
 from neuroranker_pipeline.resources.manifest import Check, Manifest
@@ -52,6 +55,27 @@ class Step:
     @property
     def source(self) -> Source:
         return self._workspace.source
+
+    def rejects(self) -> Rejects:
+        """Where the rows of this step's raw data go that cannot be used; see :meth:`account`."""
+        return Rejects(self.settings.data.max_reject_share)
+
+    def account(self, rejects: Rejects) -> None:
+        """Keep the rejected rows beside the artifact, and what was rejected or left out in its figures and the UI.
+
+        Raises ``BadInput`` when they are too many; the rows are then in the folder that the message names.
+        """
+        rejects.write(self.work)
+        try:
+            rejects.demand()
+        except BadInput as error:
+            raise BadInput(f"{error} (all of them: {self.work / REJECTED})") from None
+        rejects.write(self.out)
+        counts = {f"rejected, {why}": n for why, n in rejects.reasons.items()}
+        counts |= {f"left out, {what}": n for what, n in rejects.left_out.items()}
+        self.record(rejected_rows=rejects.count, left_out_rows=rejects.left_out.total())
+        if counts:
+            self.show("rejected", bars({name: float(n) for name, n in counts.items()}))
 
     def read(self, asset: str, partition: str | None = None) -> Path:
         """The folder of one declared input, by default without a partition or with this step's own."""

@@ -15,7 +15,7 @@ from neuroranker_pipeline.assets.previews import curve
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import ranking as checks
 from neuroranker_pipeline.datasets.shards import rows_of_shard
-from neuroranker_pipeline.datasets.tables import read_table, read_texts
+from neuroranker_pipeline.datasets.tables import count_rows, read_rows, read_texts, rechunked
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.ranking.lists import TrainingLists
@@ -47,14 +47,13 @@ def embed_shard(step: Step, model: BiEncoder) -> None:
 
     assert step.partition is not None
     compute = pick_compute(step.settings.device)
-    table = read_table(step.read("passages"))
-    rows = rows_of_shard(table.num_rows, step.partition, step.settings.shards.passages)
-    shard = table.slice(rows.start, rows.stop - rows.start)
-    batches = shard.to_batches(max_chunksize=ROWS_AT_A_TIME)
-    step.record(embed_passages(batches, shard.num_rows, step.out, model, compute, step.progress))
+    folder = step.read("passages")
+    rows = rows_of_shard(count_rows(folder), step.partition, step.settings.shards.passages)
+    batches = rechunked(read_rows(folder, rows), ROWS_AT_A_TIME)
+    step.record(embed_passages(batches, rows.stop - rows.start, step.out, model, compute, step.progress))
     step.device = str(compute)
     embedded = read_embeddings(step.out)
-    expected = shard["pid"].to_pylist()
+    expected = [pid for batch in read_rows(folder, rows, ["pid"]) for pid in batch["pid"].to_pylist()]
     step.check(checks.embeddings_are_unit_vectors(embedded.ids.to_pylist(), expected, embedded.vectors))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from neuroranker_pipeline.checks.rule import Verdict, rule
 from neuroranker_pipeline.datasets import validate
 
 
 @rule
-def passages_are_valid(passages: pa.Table) -> Verdict:
+def passages_are_valid(passages: Iterable[pa.RecordBatch]) -> Verdict:
     """Every passage has an id of its own and a text."""
     return _verdict(validate.check_passages(passages))
 
@@ -21,9 +24,17 @@ def queries_are_valid(queries: pa.Table) -> Verdict:
 
 
 @rule
-def qrels_are_valid(qrels: pa.Table, queries: pa.Table, passages: pa.Table) -> Verdict:
-    """Judgments name known queries, once a passage, and every train, dev and gate query has a relevant passage."""
-    return _verdict(validate.check_qrels(qrels, queries, passages["pid"]))
+def qrels_are_valid(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: float) -> Verdict:
+    """Judgments name known queries, once a passage, and every train, dev and gate query has a relevant passage (but for
+    the share whose judgments may be rejected)."""
+    return _verdict(validate.check_qrels(qrels, queries, pids, bare_share))
+
+
+@rule
+def given_candidates_are_usable(candidates: pa.Table, expected: int) -> Verdict:
+    """Every test set for which a run was given has candidates."""
+    queries = len(pc.unique(candidates["qid"]))
+    return Verdict(bool(queries) or not expected, {"queries": queries, "runs": expected})
 
 
 def _verdict(problems: list[str]) -> Verdict:

@@ -17,6 +17,12 @@ def index_holds_every_passage(documents: int, passages: int) -> Verdict:
 
 
 @rule
+def parameters_are_in_range(k1: float, b: float) -> Verdict:
+    """k1 is not negative, and b from 0 to 1."""
+    return Verdict(k1 >= 0 and 0 <= b <= 1, {"k1": k1, "b": b})
+
+
+@rule
 def candidates_are_complete(candidates: pa.Table, queries: Mapping[str, str], depth: int) -> Verdict:
     """Every query's candidates are its own, ranked 1 to n without a gap, at most the depth, best score first, and no
     more than one query in ten found nothing."""

@@ -12,6 +12,7 @@ import pydantic
 import yaml
 
 from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.source import SOURCES
 from neuroranker_pipeline.errors import BadInput
 
 PROFILES = Path(__file__).with_name("profiles")
@@ -77,6 +78,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` over ``base``, group by group; a data set of another kind takes nothing from the one it replaces."""
+    if "source" in changes and changes["source"] != base.get("source", "pydocs"):
+        return dict(changes)
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -100,22 +104,40 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    kind, loc = _place(error["loc"])
+    key = ".".join(loc)
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}: unknown key{_suggestion(error['loc'])}"
+        return f"{key}: unknown key{_suggestion(kind, loc[-1])}"
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.source: expected one of {', '.join(SOURCES)}, got {error['ctx']['tag']!r}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # from __post_init__, which names the field itself
         return f"{key}.{message}" if key else message
+    if error["type"] == "missing":
+        return f"{key}: must be given"
     return f"{key}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
 
 
-def _suggestion(loc: tuple[Any, ...]) -> str:
-    """The nearest known key, or all known keys, at the place of an unknown one."""
+def _place(loc: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """The settings class that holds the last part of an error's place, and the place as a user wrote it: pydantic puts
+    the kind of a data set between its key and what is in it."""
     kind: Any = Settings
-    for part in loc[:-1]:
-        kind = get_type_hints(kind).get(str(part)) if is_dataclass(kind) else None
+    holder: Any = Settings
+    parts: list[str] = []
+    for part in map(str, loc):
+        if kind is None and part in SOURCES:
+            kind = SOURCES[part][0]
+            continue
+        holder, hints = kind, get_type_hints(kind) if is_dataclass(kind) else {}
+        kind = hints.get(part) if is_dataclass(hints.get(part)) else None
+        parts.append(part)
+    return holder, parts
+
+
+def _suggestion(kind: Any, key: str) -> str:
+    """The nearest known key, or all known keys, of the settings class in which an unknown key stands."""
     known = sorted(field.name for field in fields(kind)) if is_dataclass(kind) else []
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known keys: {', '.join(known)}" if known else ""

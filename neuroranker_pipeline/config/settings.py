@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from neuroranker_pipeline.datasets.joined import check_name
 from neuroranker_pipeline.datasets.pydocs import PydocsSettings
+from neuroranker_pipeline.datasets.source import DataSettings
 from neuroranker_pipeline.errors import require
 from neuroranker_pipeline.export.settings import QuantizationSettings
 from neuroranker_pipeline.ranking.settings import StudentSettings, TeacherSettings
-from neuroranker_pipeline.retrieval.bm25 import BM25Settings
+from neuroranker_pipeline.retrieval.settings import BM25Settings
 
 FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -65,14 +68,16 @@ class BentoSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """One profile. ``cascade_depth``: how many candidates of an evaluation query the teacher scores, the base student's
+    """One profile. ``data`` is the collection, ``training_collections`` are further ones, by name, whose training queries
+    are learned from; ``cascade_depth``: how many candidates of an evaluation query the teacher scores, the base student's
     best; ``device``: where models are trained and run."""
 
     profile: str
     seed: int = 13
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cascade_depth: int = 100
-    data: PydocsSettings = field(default_factory=PydocsSettings)
+    data: DataSettings = field(default_factory=PydocsSettings)
+    training_collections: Mapping[str, DataSettings] = field(default_factory=dict)
     shards: ShardSettings = field(default_factory=ShardSettings)
     bm25: BM25Settings = field(default_factory=BM25Settings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
@@ -85,6 +90,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "at least 0", self.seed)
+        for name in self.training_collections:
+            check_name(name)
         student = (
             self.student
         )  # the graph trains it on the teacher's scores, and its control on labels, on the same lists

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from neuroranker_pipeline.datasets.docstrings import split_docstring
 from neuroranker_pipeline.datasets.python_api import STDLIB, find, public_docstrings, stdlib_modules
-from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES
+from neuroranker_pipeline.datasets.rejects import Rejects
+from neuroranker_pipeline.datasets.tables import JUDGMENTS, PASSAGES, QRELS, QUERIES
 from neuroranker_pipeline.errors import BadInput, require
 
 DEFAULT_PACKAGES = (STDLIB, "numpy", "scipy", "pandas", "sklearn", "torch", "matplotlib", "networkx", "sympy")
@@ -41,6 +42,7 @@ class PydocsSettings:
     keeps ``numpy.cumsum`` as one word, which no query contains.
     """
 
+    source: Literal["pydocs"] = "pydocs"
     packages: tuple[str, ...] = DEFAULT_PACKAGES
     max_passages: int | None = None
     min_passage_chars: int = 40
@@ -69,6 +71,18 @@ class PydocsSettings:
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1, or null for all", value)
 
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        return ("test",)
+
+    @property
+    def max_reject_share(self) -> float:
+        """What is no good query or passage is never made one, so nothing is left to reject."""
+        return 0.0
+
+    def relevance_level(self, split: str) -> int:
+        return 1
+
 
 @dataclass(frozen=True)
 class _Tables:
@@ -91,8 +105,8 @@ class PydocsSource:
         packages = ", ".join(_terms(package) for package in self.settings.packages)
         return f"API documentation of installed packages, each under its own licence: {packages}"
 
-    def digest(self) -> str:
-        """SHA-256 over the settings and the versions of Python and of the packages; reads no source.
+    def digest(self, table: str) -> str:
+        """SHA-256 over the settings and the versions of Python and of the packages, for every table; reads no source.
 
         Raises ``BadInput`` when a package is not installed.
         """
@@ -104,14 +118,25 @@ class PydocsSource:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def passages(self) -> Iterator[pa.RecordBatch]:
-        yield from _tables(self.settings).passages.to_batches()
+    def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        yield from self._batches("passages", rejects)
 
-    def queries(self) -> Iterator[pa.RecordBatch]:
-        yield from _tables(self.settings).queries.to_batches()
+    def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        yield from self._batches("queries", rejects)
 
-    def qrels(self) -> Iterator[pa.RecordBatch]:
-        yield from _tables(self.settings).qrels.to_batches()
+    def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        for batch in _tables(self.settings).qrels.to_batches():
+            rows = range(1, batch.num_rows + 1)
+            placed = [*batch.columns, pa.array(["pydocs"] * len(rows), pa.string()), pa.array(rows, pa.int64())]
+            yield pa.record_batch(placed, schema=JUDGMENTS)
+
+    def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        return iter(())
+
+    def _batches(self, table: Literal["passages", "queries"], rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        for batch in getattr(_tables(self.settings), table).to_batches():
+            rejects.accept(batch.num_rows)
+            yield batch
 
 
 @lru_cache(maxsize=2)

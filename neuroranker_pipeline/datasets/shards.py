@@ -17,9 +17,9 @@ def stable_shard(identifier: str, shards: int) -> int:
 def queries_of_shard(queries: pa.Table, key: str, train_shards: int) -> pa.Table:
     """The rows of a query shard: ``train-NN`` is a part of the training split, any other key a whole split."""
     split, _, number = key.partition("-")
+    if split != "train":
+        return queries.filter(pc.equal(queries["split"], key))
     rows = queries.filter(pc.equal(queries["split"], split))
-    if not number:
-        return rows
     mine = [stable_shard(qid, train_shards) == int(number) for qid in rows["qid"].to_pylist()]
     return rows.filter(pa.array(mine, pa.bool_()))
 

@@ -21,7 +21,17 @@ CANDIDATES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.
 SCORES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())])
 TEACHER_SCORES = SCORES.append(pa.field("cross_encoder", pa.float32()))
 
+# Rows from outside on their way into a table, with the place they stand at.
+PLACE = [("file", pa.string()), ("line", pa.int64())]
+JUDGMENTS = pa.schema([*QRELS, *PLACE])
+GIVEN = pa.schema([*SCORES, *PLACE])
+
 ROWS_PER_FILE = 500_000
+
+
+def is_split(name: str) -> bool:
+    """One of the four splits, or a further test split such as ``test-dl19``."""
+    return name in SPLITS or (name.startswith("test-") and len(name) > len("test-"))
 
 
 def write_table(
@@ -64,6 +74,36 @@ def read_batches(folder: Path, columns: list[str] | None = None) -> Iterator[pa.
     """Stream the Parquet files of a folder in file order."""
     for file in parquet_files(folder):
         yield from pq.ParquetFile(file).iter_batches(columns=columns)
+
+
+def read_rows(folder: Path, rows: slice, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Stream the rows ``start`` to ``stop`` of a Parquet folder, counted over its files in order."""
+    first = 0
+    for file in parquet_files(folder):
+        if first >= rows.stop:
+            return
+        parquet = pq.ParquetFile(file)
+        if first + parquet.metadata.num_rows > rows.start:
+            for batch in parquet.iter_batches(columns=columns):
+                start, stop = max(rows.start - first, 0), min(rows.stop - first, batch.num_rows)
+                if start < stop:
+                    yield batch.slice(start, stop - start)
+                first += batch.num_rows
+        else:
+            first += parquet.metadata.num_rows
+
+
+def rechunked(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of ``rows`` (the last may be smaller)."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(part.num_rows for part in waiting) >= rows:
+            *full, last = pa.Table.from_batches(waiting).combine_chunks().to_batches(max_chunksize=rows)
+            yield from full if last.num_rows < rows else [*full, last]
+            waiting = [last] if last.num_rows < rows else []
+    if waiting:
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches(max_chunksize=rows)
 
 
 def read_texts(folder: Path, key: str, wanted: Iterable[str] | None = None) -> dict[str, str]:

@@ -7,22 +7,17 @@ bounded length.
 
 from __future__ import annotations
 
-import gzip
-import tarfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 
+from neuroranker_pipeline.datasets.archives import ARCHIVES, open_bytes, open_members
+from neuroranker_pipeline.datasets.rows import MAX_LINE_BYTES
 from neuroranker_pipeline.datasets.tables import read_batches
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.pointer import resolve_artifact
-
-MAX_LINE_BYTES = 1 << 20
-ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 Line = tuple[str, str]
 """(where it stands, ``file:line``; its text without the line end)."""
@@ -64,33 +59,24 @@ def read_lines(path: Path) -> Iterator[Line]:
     """Stream the non-blank lines of a UTF-8 text file, a .gz of one, or every .tsv and .txt member of an
     archive.
     """
-    with _readable(path):
-        if path.name.endswith(ARCHIVES):
-            yield from _archive_lines(path)
-        elif path.suffix == ".gz":
-            with gzip.open(path) as stream:
-                yield from _lines(stream, str(path))
-        else:
-            with path.open("rb") as stream:
-                yield from _lines(stream, str(path))
+    if path.name.endswith(ARCHIVES):
+        yield from _archive_lines(path)
+    else:
+        with open_bytes(path) as stream:
+            yield from _lines(stream, str(path))
 
 
 def _archive_lines(path: Path) -> Iterator[Line]:
     found = False
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            name = PurePosixPath(member.name).name
-            # macOS archives hold a "._" twin of every file.
-            if member.isreg() and name.endswith((".tsv", ".txt")) and not name.startswith("._"):
-                found = True
-                stream = archive.extractfile(member)
-                if stream is not None:
-                    yield from _lines(stream, f"{path}({name})")
+    for name, stream in open_members(path):
+        if name.endswith((".tsv", ".txt")):
+            found = True
+            yield from _lines(stream, f"{path}({name})")
     if not found:
         raise BadInput(f"{path}: no .tsv or .txt file in this archive")
 
 
-def _lines(stream: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[Line]:
+def _lines(stream: IO[bytes], name: str) -> Iterator[Line]:
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -121,14 +107,3 @@ def _parquet_rows(folder: Path) -> Iterator[tuple[str, str, str]]:
                 yield str(folder), pid, text
     except (pa.ArrowException, KeyError) as error:
         raise BadInput(f"{folder}: not Parquet files with the columns pid and text ({error})") from error
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what a missing, unreadable or damaged file raises into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (EOFError, zlib.error, tarfile.TarError) as error:
-        raise BadInput(f"{path}: damaged archive ({error})") from error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES, SPLITS
+from neuroranker_pipeline.datasets.seen import SeenIds
+from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES, SPLITS, is_split
 
 LEARNED_FROM = ("train", "dev", "gate")
 """Splits whose queries need a relevant passage in the collection; test splits only report."""
@@ -13,10 +16,20 @@ LEARNED_FROM = ("train", "dev", "gate")
 EXAMPLES = 3
 
 
-def check_passages(passages: pa.Table) -> list[str]:
-    """Schema, unique pids, no empty text."""
-    problems = _schema_problems("passages", passages, PASSAGES)
-    return problems or [*_repeated("passages", passages, ["pid"]), *_blank("passages", passages, "pid")]
+def check_passages(passages: Iterable[pa.RecordBatch]) -> list[str]:
+    """Schema, unique pids, no empty text. Streams: memory is bounded by one batch and some bytes a pid."""
+    seen, rows = SeenIds(), 0
+    for batch in passages:
+        rows += batch.num_rows
+        table = pa.Table.from_batches([batch])
+        problems = _schema_problems("passages", table, PASSAGES, empty=True)
+        if not problems:
+            repeated = pa.array(~seen.first_time(batch["pid"]))
+            problems = _listed("passages", "repeated pid", table["pid"].filter(repeated))
+            problems += _blank("passages", table, "pid")
+        if problems:
+            return problems
+    return [] if rows else ["passages: no rows"]
 
 
 def check_queries(queries: pa.Table) -> list[str]:
@@ -35,12 +48,13 @@ def check_queries(queries: pa.Table) -> list[str]:
     return problems
 
 
-def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.ChunkedArray) -> list[str]:
+def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: float = 0.0) -> list[str]:
     """Schema, one judgment a (qid, pid), known queries, equal splits, and a relevant passage for each query
     learned from.
 
-    ``pids`` is the pid column of the collection. Test judgments of passages outside it are right to be there
-    (leaving them out would change the ideal DCG); ``judged_outside`` counts them.
+    ``pids`` are the judged passages that are in the collection. Test judgments of others are right to be there
+    (leaving them out would change the ideal DCG); ``judged_outside`` counts them. ``bare_share`` of the queries learned
+    from may lack a relevant passage: those whose judgments had to be rejected.
     """
     problems = _schema_problems("qrels", qrels, QRELS) + _schema_problems("queries", queries, QUERIES)
     if problems:
@@ -53,32 +67,29 @@ def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.ChunkedArray) -> li
     problems += _listed("qrels", "judgments in another split than their query", moved.column("qid"))
 
     relevant = qrels.filter(pc.and_(pc.greater(qrels.column("grade"), 0), _learned_from(qrels)))
-    inside = pc.is_in(relevant.column("pid"), value_set=_values(pids))
+    inside = pc.is_in(relevant.column("pid"), value_set=pids)
     missing = relevant.filter(pc.invert(inside))
     problems += _listed("qrels", "relevant train, dev or gate passages outside the collection", missing.column("pid"))
     learned = queries.filter(_learned_from(queries)).column("qid")
     bare = learned.filter(pc.invert(pc.is_in(learned, value_set=_values(relevant.filter(inside).column("qid")))))
-    problems += _listed("qrels", "train, dev or gate queries without a relevant passage in the collection", bare)
+    if len(bare) > bare_share * len(learned):
+        problems += _listed("qrels", "train, dev or gate queries without a relevant passage in the collection", bare)
     return problems
 
 
-def judged_outside(qrels: pa.Table, pids: pa.ChunkedArray) -> dict[str, int]:
-    """Judgments of passages that are not in the collection, counted by split (splits without any left out)."""
-    outside = qrels.filter(pc.invert(pc.is_in(qrels.column("pid"), value_set=_values(pids))))
+def judged_outside(qrels: pa.Table, pids: pa.Array) -> dict[str, int]:
+    """Judgments of passages that are not in the collection (``pids`` are those that are), counted by split (splits
+    without any left out)."""
+    outside = qrels.filter(pc.invert(pc.is_in(qrels.column("pid"), value_set=pids)))
     counts = pc.value_counts(outside.column("split").combine_chunks())
     return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
-
-
-def is_split(name: str) -> bool:
-    """One of the four splits, or a further test split such as ``test-dl19``."""
-    return name in SPLITS or name.startswith("test-")
 
 
 def _learned_from(table: pa.Table) -> pa.ChunkedArray:
     return pc.is_in(table.column("split"), value_set=pa.array(LEARNED_FROM))
 
 
-def _schema_problems(name: str, table: pa.Table, schema: pa.Schema) -> list[str]:
+def _schema_problems(name: str, table: pa.Table, schema: pa.Schema, empty: bool = False) -> list[str]:
     problems = []
     for field in schema:
         if field.name not in table.column_names:
@@ -87,7 +98,7 @@ def _schema_problems(name: str, table: pa.Table, schema: pa.Schema) -> list[str]
             problems.append(f"{name}: column {field.name} is {table.schema.field(field.name).type}, not {field.type}")
         elif nulls := table.column(field.name).null_count:
             problems.append(f"{name}: {nulls} null values in column {field.name}")
-    if not problems and table.num_rows == 0:
+    if not problems and table.num_rows == 0 and not empty:
         problems.append(f"{name}: no rows")
     return problems
 

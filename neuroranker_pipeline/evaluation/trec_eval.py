@@ -17,10 +17,13 @@ from neuroranker_pipeline.ranking.scoring import top_by
 NAMES = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "MAP": "map"}
 
 
-def trec_eval_means(runs: Mapping[str, Path], qrels: pa.Table) -> dict[str, float]:
-    """``{"<ranker>/<measure>": mean}`` over the judged queries, from each ranker's TREC run file."""
+def trec_eval_means(runs: Mapping[str, Path], qrels: pa.Table, relevance_level: int = 1) -> dict[str, float]:
+    """``{"<ranker>/<measure>": mean}`` over the judged queries, from each ranker's TREC run file.
+
+    ``relevance_level`` is the lowest grade that counts as relevant for the binary measures.
+    """
     judged = judgments(qrels)
-    evaluator = pytrec_eval.RelevanceEvaluator(judged, {*NAMES.values(), "recip_rank"})
+    evaluator = pytrec_eval.RelevanceEvaluator(judged, {*NAMES.values(), "recip_rank"}, relevance_level)
     means = {}
     for ranker, file in runs.items():
         run = read_run(file)

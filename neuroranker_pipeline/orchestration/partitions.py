@@ -6,16 +6,17 @@ from typing import Literal
 
 from neuroranker_pipeline.config.settings import Settings
 
-Shards = Literal["queries", "passages"]
-
-EVALUATION_SPLITS = ("dev", "gate", "test")
+Shards = Literal["queries", "passages", "tests"]
 
 
 def shard_keys(shards: Shards, settings: Settings) -> list[str]:
-    """Partition keys: the training queries in N shards and each evaluation split, or the passages in N shards."""
+    """Partition keys: the training queries in N shards and each evaluation split, the passages in N shards, or the test
+    splits."""
     if shards == "passages":
         return [f"shard-{i:02d}" for i in range(settings.shards.passages)]
-    return [*train_shards(settings), *EVALUATION_SPLITS]
+    if shards == "tests":
+        return list(settings.data.test_splits)
+    return [*train_shards(settings), "dev", "gate", *settings.data.test_splits]
 
 
 def train_shards(settings: Settings) -> list[str]:

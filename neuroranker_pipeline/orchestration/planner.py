@@ -14,7 +14,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from neuroranker_pipeline.assets import ASSETS
-from neuroranker_pipeline.assets.corpus import raw_dataset
+from neuroranker_pipeline.assets.corpus import raw_dataset, raw_version
 from neuroranker_pipeline.assets.lake_asset import GPU_TAGS, LakeAsset
 from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
 from neuroranker_pipeline.resources.lake import label
@@ -84,7 +84,7 @@ def bring_up_to_date(
 
 def _observe_source(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     """Tell the instance when the raw data's version is not the one it knows."""
-    version = workspace.source.digest()
+    version = raw_version(workspace)
     tags = {DATA_VERSION_TAG: version}
     records = instance.fetch_observations(raw_dataset.key, limit=1).records
     known = records[0].asset_observation if records else None

@@ -28,7 +28,15 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
 
     Raises ``NotReady`` when the index, the embeddings or the student have not been made.
     """
-    from neuroranker_pipeline.assets import lucene_index, passage_embeddings, passages, student_onnx_int8
+    from neuroranker_pipeline.assets import (
+        bm25_parameters,
+        lucene_index,
+        passage_embeddings,
+        passages,
+        student_onnx_int8,
+    )
+    from neuroranker_pipeline.assets.retrieval import tuned_parameters
+    from neuroranker_pipeline.datasets.joined import MAIN
     from neuroranker_pipeline.ranking.embeddings import cosine_scores, encode_texts, read_embeddings
     from neuroranker_pipeline.ranking.scoring import top_by
     from neuroranker_pipeline.retrieval.bm25 import Searcher
@@ -36,7 +44,8 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
 
     lake, settings = workspace.lake, workspace.settings
     encoder = OnnxEncoder(lake.read(student_onnx_int8.name))
-    searcher = Searcher(lake.read(lucene_index.name), settings.bm25)
+    bm25 = tuned_parameters(settings.bm25, lake.read(bm25_parameters.name))
+    searcher = Searcher(lake.read(lucene_index.name) / MAIN, bm25)
     student, shards = lake.usable(student_onnx_int8.name), []
     for shard in passage_embeddings.partitions(settings):
         embedded = lake.usable(passage_embeddings.name, shard)

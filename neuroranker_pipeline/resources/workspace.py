@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import dagster as dg
+import pydantic
 
 from neuroranker_pipeline.config.load import load_settings
 from neuroranker_pipeline.config.settings import Settings
@@ -16,14 +17,23 @@ from neuroranker_pipeline.resources.metrics import MetricsStore
 
 LAKE_VARIABLE = "NEURORANKER_LAKE"
 PROFILE_VARIABLE = "NEURORANKER_PROFILE"
+DATA_VARIABLE = "NEURORANKER_DATA"
 DEFAULT_PROFILE = "quickstart"
 
 
 def default_lake() -> str:
     """``$NEURORANKER_LAKE``, else ``data_lake`` in the checkout this package lies in, else in the current folder."""
-    chosen = os.environ.get(LAKE_VARIABLE)
+    return os.environ.get(LAKE_VARIABLE) or str(_home() / "data_lake")
+
+
+def default_data() -> str:
+    """``$NEURORANKER_DATA``, else ``raw`` in the ``data_lake`` folder: where relative folders of raw data begin."""
+    return os.environ.get(DATA_VARIABLE) or str(_home() / "data_lake" / "raw")
+
+
+def _home() -> Path:
     checkout = Path(__file__).resolve().parents[2]
-    return chosen or str((checkout if (checkout / "workspace.yaml").is_file() else Path.cwd()) / "data_lake")
+    return checkout if (checkout / "workspace.yaml").is_file() else Path.cwd()
 
 
 def default_profile() -> str:
@@ -36,6 +46,7 @@ class Workspace(dg.ConfigurableResource):
 
     profile: str = DEFAULT_PROFILE
     lake_root: str = "data_lake"
+    data_root: str = pydantic.Field(default_factory=default_data)
     overrides: list[str] = []  # noqa: RUF012 (pydantic copies it)
 
     @cached_property
@@ -52,4 +63,5 @@ class Workspace(dg.ConfigurableResource):
 
     @cached_property
     def source(self) -> Source:
-        return open_source(self.settings.data)
+        settings = self.settings
+        return open_source(settings.data, Path(self.data_root), dict(settings.training_collections))

@@ -9,28 +9,35 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from neuroranker_pipeline.errors import NotReady, require
 
 OLDEST_JAVA = 21
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 _lock = threading.Lock()
 _lucene_logger: Any = None  # Java forgets a logger's level once nobody refers to the logger
 
 
-def start_jvm(heap_mb: int = 1024) -> None:
+def start_jvm(heap_mb: int = 1024, threads: int | None = None) -> None:
     """Start the JVM with Pyserini's jar and at most ``heap_mb`` MiB of heap, unless it runs already.
 
-    A process has one JVM, so the heap of the first call counts. Raises ``NotReady`` when there is no Java 21
+    ``threads`` is the number of processors that Java sees, all of the machine's if None: Anserini's batch search takes
+    every one of them, whatever number of threads it is asked for. A process has one JVM, so the values of the first
+    call count. Raises ``NotReady`` when there is no Java 21
     or Pyserini, or when a JVM without Pyserini's classes is running.
     """
     require(heap_mb >= 64, "heap_mb", "at least 64", heap_mb)
     with _lock:
         if _lucene_logger is None:
-            _start(heap_mb)
+            _start(heap_mb, threads)
 
 
 def java_class(name: str) -> Any:
@@ -39,6 +46,32 @@ def java_class(name: str) -> Any:
     from jnius import autoclass
 
     return autoclass(name)
+
+
+def one_ahead(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``call(item)`` for every item, in order: one thread works on an item while the caller handles the result before it.
+
+    pyjnius lets go of Python's lock during a Java call, so both make progress.
+    """
+    from jnius import detach
+
+    with ThreadPoolExecutor(1) as thread:
+        before: Future[Result] | None = None
+        try:
+            for item in items:
+                after = thread.submit(call, item)
+                if before is not None:
+                    yield before.result()
+                before = after
+            if before is not None:
+                yield before.result()
+        finally:
+            thread.submit(detach)  # or Java would keep the ended thread
+
+
+def first_line(error: Exception) -> str:
+    """What a Java exception says, without its trace."""
+    return str(error).partition("\n")[0].removeprefix("JVM exception occurred: ")
 
 
 def java_home() -> Path:
@@ -67,17 +100,29 @@ def java_version(home: Path) -> int | None:
     return int(version.group(1)) if version else None
 
 
-def _start(heap_mb: int) -> None:
+def pyserini_jar() -> Path:
+    """The jar of Anserini and Lucene that Pyserini ships; raises ``NotReady`` without it."""
+    folder = _package_folder("pyserini")
+    jars = sorted(folder.glob("resources/jars/anserini-*-fatjar.jar")) if folder else []
+    if not jars:
+        raise NotReady("Pyserini (with its anserini-*-fatjar.jar) is not installed; run `pip install pyserini`")
+    return jars[-1]
+
+
+def _start(heap_mb: int, threads: int | None) -> None:
     global _lucene_logger
     try:
         import jnius_config
     except ImportError as error:
         raise NotReady("pyjnius is not installed; run `pip install pyserini`") from error
     if not jnius_config.vm_running:
-        home, jar = java_home(), _pyserini_jar()
+        home, jar = java_home(), pyserini_jar()
         jnius_config.add_classpath(str(jar))
         # -Xrs leaves SIGINT and SIGTERM to Python, or Ctrl-C would end the process without any clean-up.
-        jnius_config.add_options(f"-Xmx{heap_mb}m", "-Xrs")
+        # The parallel collector costs the least processor time, the only thing that counts in a bulk load.
+        jnius_config.add_options(f"-Xmx{heap_mb}m", "-Xrs", "-XX:+UseParallelGC")
+        if threads is not None:
+            jnius_config.add_options(f"-XX:ActiveProcessorCount={threads}")
         _import_jnius(home)
     _lucene_logger = _quieten()
 
@@ -109,14 +154,6 @@ def _quieten() -> Any:
     logger = autoclass("java.util.logging.Logger").getLogger("org.apache.lucene")
     logger.setLevel(autoclass("java.util.logging.Level").SEVERE)
     return logger
-
-
-def _pyserini_jar() -> Path:
-    folder = _package_folder("pyserini")
-    jars = sorted(folder.glob("resources/jars/anserini-*-fatjar.jar")) if folder else []
-    if not jars:
-        raise NotReady("Pyserini (with its anserini-*-fatjar.jar) is not installed; run `pip install pyserini`")
-    return jars[-1]
 
 
 def _package_folder(name: str) -> Path | None:

@@ -12,8 +12,8 @@ from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.definitions import defs as definitions
 
 GROUPS = {
-    "corpus": {"raw_dataset", "passages", "queries", "qrels"},
-    "retrieval": {"lucene_index", "bm25_candidates"},
+    "corpus": {"raw_dataset", "passages", "queries", "qrels", "given_candidates"},
+    "retrieval": {"lucene_index", "bm25_parameters", "bm25_candidates"},
     "teacher": {"base_embeddings", "base_scores", "teacher_checkpoint", "teacher_scores"},
     "student": {"student_checkpoint", "student_control", "passage_embeddings"},
     "export": {"student_onnx", "student_onnx_int8"},
@@ -71,6 +71,7 @@ def test_partitions(graph) -> None:
         "teacher_scores": QUERY_SHARDS,
         "base_embeddings": PASSAGE_SHARDS,
         "passage_embeddings": PASSAGE_SHARDS,
+        "eval_report": ["test"],
     }
 
 
@@ -78,12 +79,16 @@ def test_training_never_reads_the_gate_or_the_test_split(settings: Settings) -> 
     for asset in ASSETS:
         if asset.name in ("teacher_checkpoint", "student_checkpoint", "student_control", "student_onnx_int8"):
             read = {partition for _, partition in asset.inputs(settings, None)}
-            assert read.isdisjoint({"gate", "test"}), asset.name
+            assert read.isdisjoint({"gate", *settings.data.test_splits}), asset.name
 
 
 def test_gpu_work_is_pooled_and_tagged(settings: Settings) -> None:
     assert {asset.name for asset in ASSETS if asset.pool == "gpu"} == GPU
-    assert {asset.name for asset in ASSETS if asset.pool == "jvm"} == {"lucene_index", "bm25_candidates"}
+    assert {asset.name for asset in ASSETS if asset.pool == "jvm"} == {
+        "lucene_index",
+        "bm25_parameters",
+        "bm25_candidates",
+    }
     for asset in ASSETS:
         tags = asset.to_dagster(settings).op.tags
         assert (tags.get("neuroranker/device") == "gpu") == (asset.name in GPU)
@@ -114,4 +119,5 @@ def test_every_named_setting_exists(asset: LakeAsset, settings: Settings) -> Non
 def test_every_setting_belongs_to_an_asset(settings: Settings) -> None:
     """A setting that no fingerprint sees would change nothing when it is changed."""
     used = {name.partition(".")[0] for asset in ASSETS for name in asset.settings}
-    assert {field for field in vars(settings) if field not in used} == {"profile"}
+    # The raw data's digest covers the settings of its source.
+    assert {field for field in vars(settings) if field not in used} == {"profile", "data"}

@@ -12,8 +12,9 @@ import pytest
 
 from neuroranker_pipeline.datasets import pydocs
 from neuroranker_pipeline.datasets.pydocs import PydocsSettings, PydocsSource
+from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.source import Source
-from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES
+from neuroranker_pipeline.datasets.tables import JUDGMENTS, PASSAGES, QRELS, QUERIES
 from neuroranker_pipeline.datasets.validate import check_passages, check_qrels, check_queries
 from neuroranker_pipeline.errors import BadInput
 
@@ -25,9 +26,9 @@ SMALL = PydocsSettings(
 def read(settings: PydocsSettings) -> tuple[pa.Table, pa.Table, pa.Table]:
     source: Source = PydocsSource(settings)
     return (
-        pa.Table.from_batches(source.passages(), PASSAGES),
-        pa.Table.from_batches(source.queries(), QUERIES),
-        pa.Table.from_batches(source.qrels(), QRELS),
+        pa.Table.from_batches(source.passages(Rejects()), PASSAGES),
+        pa.Table.from_batches(source.queries(Rejects()), QUERIES),
+        pa.Table.from_batches(source.qrels(Rejects()), JUDGMENTS).select(QRELS.names),
     )
 
 
@@ -37,9 +38,9 @@ def words(text: str) -> str:
 
 def test_tables_fit_together() -> None:
     passages, queries, qrels = read(SMALL)
-    assert check_passages(passages) == []
+    assert check_passages(passages.to_batches()) == []
     assert check_queries(queries) == []
-    assert check_qrels(qrels, queries, passages["pid"]) == []
+    assert check_qrels(qrels, queries, passages["pid"].combine_chunks()) == []
     assert qrels.num_rows == queries.num_rows > 50
 
 
@@ -88,7 +89,7 @@ def test_max_passages_keeps_whole_pairs_and_is_a_subset() -> None:
     passages, queries, qrels = read(dataclasses.replace(SMALL, max_passages=120))
     assert passages.num_rows == 120
     assert set(passages["pid"].to_pylist()) <= set(read(SMALL)[0]["pid"].to_pylist())
-    assert check_qrels(qrels, queries, passages["pid"]) == []
+    assert check_qrels(qrels, queries, passages["pid"].combine_chunks()) == []
 
 
 def test_split_names_open_a_passage_with_the_words_of_the_name() -> None:
@@ -123,13 +124,14 @@ def test_sources_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_digest_follows_the_settings_and_reads_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pydocs, "public_docstrings", lambda package: pytest.fail("parsed"))
-    assert PydocsSource(SMALL).digest() == PydocsSource(SMALL).digest()
-    assert PydocsSource(SMALL).digest() != PydocsSource(dataclasses.replace(SMALL, dev_queries=4)).digest()
+    first, second = PydocsSource(SMALL), PydocsSource(dataclasses.replace(SMALL, dev_queries=4))
+    for table in ("passages", "queries", "qrels", "candidates"):
+        assert first.digest(table) == PydocsSource(SMALL).digest(table) != second.digest(table)
 
 
 def test_digest_names_a_missing_package() -> None:
     with pytest.raises(BadInput, match="'no_such_package' is not installed"):
-        PydocsSource(dataclasses.replace(SMALL, packages=("json", "no_such_package"))).digest()
+        PydocsSource(dataclasses.replace(SMALL, packages=("json", "no_such_package"))).digest("passages")
 
 
 def test_licence_says_whose_text_it_is() -> None:
@@ -159,3 +161,13 @@ def test_too_few_queries_is_one_clear_error() -> None:
 def test_bad_settings_name_the_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be"):
         PydocsSettings(**{field: value})
+
+
+def test_judgments_have_a_place_rows_are_counted_and_no_run_is_given() -> None:
+    source, rejects = PydocsSource(SMALL), Rejects()
+    rows = sum(batch.num_rows for table in (source.passages, source.queries) for batch in table(rejects))
+    assert rejects.accepted == rows > 100
+    judged = pa.Table.from_batches(source.qrels(rejects), JUDGMENTS)
+    assert set(judged["file"].to_pylist()) == {"pydocs"}
+    assert judged["line"][0].as_py() == 1
+    assert list(source.candidates(rejects)) == []

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 from pathlib import Path
 
@@ -11,22 +10,10 @@ import pytest
 from neuroranker_pipeline.datasets.tables import PASSAGES, write_table
 from neuroranker_pipeline.datasets.tsv import MAX_LINE_BYTES, read_passages, read_queries_tsv
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline_tests.datasets.raw import archive, header
 
 CONTENT = "\ufeff1\tfirst text\r\n\n2\tsecond\twith a tab ☃\n"
 EXPECTED = {"1": "first text", "2": "second\twith a tab ☃"}
-
-
-def archive(path: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
-    with tarfile.open(path, "w:gz") as out:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
-        for name, target in (links or {}).items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            out.addfile(info)
-    return path
 
 
 def test_plain_gzip_and_archive_read_alike(tmp_path: Path) -> None:
@@ -34,7 +21,7 @@ def test_plain_gzip_and_archive_read_alike(tmp_path: Path) -> None:
     plain.write_text(CONTENT, encoding="utf-8", newline="")
     packed = tmp_path / "passages.tsv.gz"
     packed.write_bytes(gzip.compress(CONTENT.encode()))
-    tar = archive(tmp_path / "collection.tar.gz", {"deep/collection.tsv": CONTENT.encode(), "._collection.tsv": b"\0"})
+    tar = archive(tmp_path / "collection.tar.gz", ("deep/collection.tsv", CONTENT.encode()), ("._collection.tsv", b"\0"))
     assert [read_passages(path) for path in (plain, packed, tar)] == [EXPECTED] * 3
     assert read_queries_tsv(plain) == EXPECTED
 
@@ -62,13 +49,16 @@ def test_reading_stops_when_all_wanted_are_found(tmp_path: Path) -> None:
         read_passages(path, {"2", "absent"})
 
 
-def test_archive_members_outside_and_links_are_never_followed(tmp_path: Path) -> None:
+def test_archives_with_members_outside_or_links_are_refused(tmp_path: Path) -> None:
     secret = tmp_path / "secret.tsv"
     secret.write_text("9\tsecret\n")
-    tar = archive(tmp_path / "a.tar.gz", {"../../escape.tsv": b"1\tone\n"}, {"link.tsv": str(secret)})
-    before = sorted(tmp_path.rglob("*"))
-    assert read_passages(tar) == {"1": "one"}
-    assert sorted(tmp_path.rglob("*")) == before
+    link = header("link.tsv", tarfile.SYMTYPE, str(secret))
+    for member in (("../../escape.tsv", b"1\tone\n"), link):
+        tar = archive(tmp_path / "a.tar.gz", ("passages.tsv", b"1\tone\n"), member)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(BadInput, match=r"a\.tar\.gz: the member .*; refused"):
+            read_passages(tar)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -94,16 +84,16 @@ def test_missing_damaged_and_empty_archives(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         read_passages(tmp_path / "absent.tsv")
     with pytest.raises(BadInput, match=r"no \.tsv or \.txt file"):
-        read_passages(archive(tmp_path / "empty.tar.gz", {"readme.md": b"1\tone\n"}))
-    whole = archive(tmp_path / "whole.tar.gz", {"c.tsv": b"".join(b"%d\t%d\n" % (n, n * n) for n in range(50_000))})
+        read_passages(archive(tmp_path / "empty.tar.gz", ("readme.md", b"1\tone\n")))
+    whole = archive(tmp_path / "whole.tar.gz", ("c.tsv", b"".join(b"%d\t%d\n" % (n, n * n) for n in range(50_000))))
     torn = tmp_path / "torn.tar.gz"
     torn.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(BadInput, match=r"torn\.tar\.gz"):
+    with pytest.raises(BadInput, match=r"torn\.tar\.gz: damaged near byte"):
         read_passages(torn)
     torn.with_suffix("").write_bytes(b"not an archive at all")
     with pytest.raises(BadInput, match=r"torn\.tar: "):
         read_passages(torn.with_suffix(""))
     bad = tmp_path / "bad.tsv.gz"
     bad.write_bytes(b"plain text")
-    with pytest.raises(BadInput, match=r"bad\.tsv\.gz: cannot be read"):
+    with pytest.raises(BadInput, match=r"bad\.tsv\.gz: damaged near byte"):
         read_passages(bad)

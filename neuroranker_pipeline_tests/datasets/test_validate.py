@@ -5,19 +5,20 @@ import pytest
 
 from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES
 from neuroranker_pipeline.datasets.validate import check_passages, check_qrels, check_queries, judged_outside
+from neuroranker_pipeline_tests.datasets import raw
 
 GOOD_QUERIES = [("q1", "one", "train"), ("q2", "two", "dev"), ("q3", "three", "gate"), ("q4", "four", "test")]
 GOOD_QRELS = [("q1", "p1", 1, "train"), ("q2", "p1", 1, "dev"), ("q3", "p2", 2, "gate"), ("q4", "gone", 3, "test")]
-PIDS = pa.chunked_array([["p1", "p2"]])
+PIDS = pa.array(["p1", "p2"])
 
 
 def table(rows: list[tuple], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+    return raw.table(schema, *rows)
 
 
 def test_good_tables_have_no_problem() -> None:
     queries = table(GOOD_QUERIES, QUERIES)
-    assert check_passages(table([("p1", "text"), ("p2", "more")], PASSAGES)) == []
+    assert check_passages(table([("p1", "text"), ("p2", "more")], PASSAGES).to_batches()) == []
     assert check_queries(queries) == []
     assert check_qrels(table(GOOD_QRELS, QRELS), queries, PIDS) == []
 
@@ -36,11 +37,19 @@ def test_test_judgments_outside_the_collection_are_counted_not_rejected() -> Non
     ],
 )
 def test_passages(rows: list[tuple], problem: str) -> None:
-    assert check_passages(table(rows, PASSAGES)) == [problem]
+    assert check_passages(table(rows, PASSAGES).to_batches()) == [problem]
+
+
+def test_passages_repeated_or_wrong_in_a_later_batch() -> None:
+    batches = [table([row], PASSAGES).to_batches()[0] for row in (("p1", "a"), ("p2", "b"), ("p1", "c"))]
+    assert check_passages(iter(batches)) == ["passages: 1 repeated pid, such as p1"]
+    empty = table([], PASSAGES).to_batches() or [pa.RecordBatch.from_pylist([], schema=PASSAGES)]
+    assert check_passages([*empty, batches[0]]) == []
+    assert check_passages(empty) == ["passages: no rows"]
 
 
 def test_schema() -> None:
-    assert check_passages(pa.table({"pid": [1]})) == [
+    assert check_passages(pa.table({"pid": [1]}).to_batches()) == [
         "passages: column pid is int64, not string",
         "passages: column text is missing",
     ]
@@ -85,3 +94,9 @@ def test_queries_to_learn_from_need_a_relevant_passage(judgment: list[tuple]) ->
     assert check_qrels(qrels, table(GOOD_QUERIES, QUERIES), PIDS) == [
         "qrels: 1 train, dev or gate queries without a relevant passage in the collection, such as q2"
     ]
+
+
+def test_a_share_of_bare_queries_may_be_allowed() -> None:
+    qrels, queries = table([row for row in GOOD_QRELS if row[0] != "q2"], QRELS), table(GOOD_QUERIES, QUERIES)
+    assert check_qrels(qrels, queries, PIDS, bare_share=0.34) == []
+    assert len(check_qrels(qrels, queries, PIDS, bare_share=0.33)) == 1

@@ -79,7 +79,7 @@ def test_a_second_run_makes_nothing(graph: Graph) -> None:
 
 
 def test_the_report_holds_every_ranker_and_its_runs(graph: Graph) -> None:
-    folder = graph.lake.read("eval_report")
+    folder = graph.lake.read("eval_report", "test")
     report = json.loads((folder / "report.json").read_text())
     assert [row["ranker"] for row in report["rankers"]] == list(RANKERS)
     assert report["queries"] == load_settings(PROFILE).data.test_queries

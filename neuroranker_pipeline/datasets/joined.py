@@ -1,0 +1,99 @@
+"""Several collections as one: a main one, and others whose training queries are learned from as well.
+
+The ids of a joined collection begin with its name and a colon (``nq:d17``), those of the main one stay as they are. Every
+collection is searched by itself (see :func:`collection_of`), and all evaluation is on the main one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neuroranker_pipeline.datasets.rejects import Rejects
+from neuroranker_pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from neuroranker_pipeline.datasets.source import RawTable, Source
+
+MAIN = "main"
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` unless ``name`` can open the ids of a joined collection and name a folder."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == MAIN:
+        raise ValueError(
+            f"training_collections.{name} must be lower-case letters, digits, '-' and '_', and not {MAIN!r}"
+        )
+
+
+class JoinedSource:
+    """The main source's tables, followed by the others' passages, training queries and their judgments."""
+
+    def __init__(self, main: Source, others: Mapping[str, Source]) -> None:
+        self.main = main
+        self.others = others
+        self.name = " + ".join([main.name, *(source.name for source in others.values())])
+
+    @property
+    def licence(self) -> str:
+        parts = {self.main.name: self.main.licence} | {s.name: s.licence for s in self.others.values()}
+        return "; ".join(f"{name}: {licence}" for name, licence in parts.items())
+
+    def digest(self, table: RawTable) -> str:
+        parts = {MAIN: self.main.digest(table)}
+        if table != "candidates":
+            parts |= {name: source.digest(table) for name, source in self.others.items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        for batch in self.main.passages(rejects):
+            for name in self.others:
+                if pc.any(pc.starts_with(batch["pid"], f"{name}:"), min_count=0).as_py():
+                    raise BadInput(
+                        f"training_collections.{name}: ids of the main collection begin with {name!r} and a colon; "
+                        "give the joined collection another name"
+                    )
+            yield batch
+        for name, source in self.others.items():
+            yield from (_prefixed(batch, name, ("pid",)) for batch in source.passages(rejects))
+
+    def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        yield from self.main.queries(rejects)
+        for name, source in self.others.items():
+            yield from (_prefixed(_training(batch), name, ("qid",)) for batch in source.queries(rejects))
+
+    def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        yield from self.main.qrels(rejects)
+        for name, source in self.others.items():
+            yield from (_prefixed(_training(batch), name, ("qid", "pid")) for batch in source.qrels(rejects))
+
+    def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+        return self.main.candidates(rejects)
+
+
+def collection_of(ids: pa.Array | pa.ChunkedArray, name: str, others: Iterable[str]) -> pa.Array | pa.ChunkedArray:
+    """For each qid or pid, whether it belongs to collection ``name``: ``main``, or one of the ``others``."""
+    if name != MAIN:
+        return pc.starts_with(ids, f"{name}:")
+    mine = pc.equal(ids, ids)  # true for each
+    for other in others:
+        mine = pc.and_not(mine, pc.starts_with(ids, f"{other}:"))
+    return mine
+
+
+def _training(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.filter(pc.equal(batch["split"], "train"))
+
+
+def _prefixed(batch: pa.RecordBatch, name: str, columns: tuple[str, ...]) -> pa.RecordBatch:
+    arrays = [
+        pc.binary_join_element_wise(f"{name}:", batch[field.name], "") if field.name in columns else batch[field.name]
+        for field in batch.schema
+    ]
+    return pa.record_batch(arrays, schema=batch.schema)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from neuroranker_pipeline.datasets.files import FilesSettings, QueryFile
+from neuroranker_pipeline.datasets.joined import JoinedSource, check_name, collection_of
+from neuroranker_pipeline.datasets.rejects import Rejects
+from neuroranker_pipeline.datasets.source import Source, open_source
+from neuroranker_pipeline.datasets.tables import PASSAGES
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline_tests.datasets.raw import passages, qrels, queries, write
+
+HEADS = ("pid\ttext\n", "qid\ttext\tsplit\n", "qid\tpid\n")
+MAIN = ("1\tone\n2\ttwo\n", "10\ta\ttrain\n11\tb\tdev\n12\tc\tgate\n13\td\ttest\n", "10\t1\n11\t1\n12\t1\n13\t2\n")
+OTHER = ("1\tuno\n", "10\tx\ttrain\n11\ty\tdev\n12\tz\ttest\n", "10\t1\n11\t1\n12\t1\n")
+
+
+def settings(folder: Path, name: str, *tables: str) -> FilesSettings:
+    contents = zip(("passages.tsv", "queries.tsv", "qrels.tsv"), HEADS, tables, strict=True)
+    write(folder / name, {file: head + body for file, head, body in contents})
+    return FilesSettings(folder=name, queries=QueryFile(split="split"))
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Source:
+    return open_source(
+        settings(tmp_path, "main", *MAIN),
+        tmp_path,
+        {"nq": settings(tmp_path, "nq", *OTHER), "nq2": settings(tmp_path, "nq2", *OTHER)},
+    )
+
+
+def test_ids_of_the_others_are_prefixed_and_only_their_training_queries_are_used(joined) -> None:
+    assert passages(joined) == [("1", "one"), ("2", "two"), ("nq:1", "uno"), ("nq2:1", "uno")]
+    assert queries(joined) == [
+        ("10", "a", "train"), ("11", "b", "dev"), ("12", "c", "gate"), ("13", "d", "test"),
+        ("nq:10", "x", "train"), ("nq2:10", "x", "train"),
+    ]  # fmt: skip
+    assert qrels(joined) == [
+        ("10", "1", 1, "train"), ("11", "1", 1, "dev"), ("12", "1", 1, "gate"), ("13", "2", 1, "test"),
+        ("nq:10", "nq:1", 1, "train"), ("nq2:10", "nq2:1", 1, "train"),
+    ]  # fmt: skip
+    assert list(joined.candidates(Rejects())) == []
+    assert joined.name == "files/main + files/nq + files/nq2"
+    assert "files/nq: the user's own data" in joined.licence
+
+
+def test_each_id_belongs_to_one_collection(joined) -> None:
+    ids = pa.array([pid for pid, _ in passages(joined)])
+    names = ("nq", "nq2")
+    assert collection_of(ids, "main", names).to_pylist() == [True, True, False, False]
+    assert collection_of(ids, "nq", names).to_pylist() == [False, False, True, False]
+    assert collection_of(ids, "nq2", names).to_pylist() == [False, False, False, True]
+    assert collection_of(pa.array(["a:1"]), "main", ()).to_pylist() == [True]
+
+
+def test_a_main_id_that_looks_like_anothers_is_refused(tmp_path: Path) -> None:
+    main = settings(tmp_path, "main", "nq:1\tone\n", *MAIN[1:])
+    source = open_source(main, tmp_path, {"nq": settings(tmp_path, "nq", *OTHER)})
+    with pytest.raises(BadInput, match=r"training_collections\.nq: ids of the main collection begin with 'nq'"):
+        passages(source)
+
+
+def test_digests_follow_every_collection_and_candidates_the_main_one(tmp_path: Path, joined) -> None:
+    tables = ("passages", "queries", "qrels", "candidates")
+    before = {table: joined.digest(table) for table in tables}
+    write(tmp_path, {"nq2/passages.tsv": HEADS[0] + "1\tdue\n"})
+    assert [table for table in tables if joined.digest(table) != before[table]] == ["passages"]
+    write(tmp_path, {"nq2/qrels.tsv": HEADS[2] + "10\t2\n"})
+    assert [table for table in tables if joined.digest(table) != before[table]] == ["passages", "queries", "qrels"]
+
+
+def test_an_empty_collection_among_others_is_named(tmp_path: Path) -> None:
+    empty = settings(tmp_path, "nq", "", *OTHER[1:])
+    source = open_source(settings(tmp_path, "main", *MAIN), tmp_path, {"nq": empty})
+    with pytest.raises(BadInput, match=r"nq/passages\.tsv: no passages in it"):
+        passages(source)
+
+
+def test_passages_are_streamed() -> None:
+    read: list[str] = []
+
+    class Endless:
+        name = licence = "endless"
+
+        def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+            while True:
+                read.append("batch")
+                yield pa.record_batch([["1"], ["text"]], schema=PASSAGES)
+
+    stream = JoinedSource(Endless(), {"nq": Endless()}).passages(Rejects())  # type: ignore[arg-type, dict-item]
+    next(stream)
+    assert read == ["batch"]
+
+
+@pytest.mark.parametrize("name", ["main", "NQ", "a:b", "", "-a", "a/b", "é"])
+def test_names_that_cannot_open_an_id(name: str) -> None:
+    check_name("nq-2_x")
+    with pytest.raises(ValueError, match=r"^training_collections\..* must be lower-case letters"):
+        check_name(name)
