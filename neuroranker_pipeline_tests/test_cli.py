@@ -31,7 +31,10 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--profile", "nothing"], "profile 'nothing' is unknown: expected one of msmarco, quickstart, slice, smoke"),
+        (
+            ["run", "--profile", "nothing"],
+            "profile 'nothing' is unknown: expected one of msmarco, quickstart, slice, smoke",
+        ),
         (["run", "--profile", "gone.yaml"], "gone.yaml: no such profile file"),
         (["run", "--profile", "smoke", "--set", "sede=1"], "sede: unknown key; did you mean seed?"),
         (["run", "--profile", "smoke", "--select", "nothing"], "--select nothing: no such asset; the assets are"),

@@ -66,7 +66,12 @@ class JoinedSource:
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         yield from self.main.queries(rejects)
         for name, source in self.others.items():
-            yield from (_prefixed(_training(batch), name, ("qid",)) for batch in source.queries(rejects))
+            found = 0
+            for batch in map(_training, source.queries(rejects)):
+                found += batch.num_rows
+                yield _prefixed(batch, name, ("qid",))
+            if not found:
+                raise BadInput(f"training_collections.{name}: no training query in it; leave the collection out")
 
     def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         yield from self.main.qrels(rejects)

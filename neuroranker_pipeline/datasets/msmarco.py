@@ -165,7 +165,16 @@ def _tsv(path: Path, member: str, columns: tuple[str, ...], rejects: Rejects) ->
 
 
 def _opened(path: Path, member: str, reader: Reader, columns: tuple[str, ...], rejects: Rejects) -> Iterator[Rows]:
-    """The rows of a file, or of one member of an archive."""
+    """The rows of a file, or of one member of an archive. Raises ``BadInput`` when it is empty."""
+    found = False
+    for rows in _read(path, member, reader, columns, rejects):
+        found = True
+        yield rows
+    if not found:
+        raise BadInput(f"{path if path.name.startswith(member) else f'{path}({member})'}: empty; get the file again")
+
+
+def _read(path: Path, member: str, reader: Reader, columns: tuple[str, ...], rejects: Rejects) -> Iterator[Rows]:
     if path.name.endswith(ARCHIVES):
         for name, stream in open_members(path, (member,)):
             yield from reader(stream, f"{path}({name})", columns, rejects)

@@ -128,7 +128,7 @@ class PreparedSource:
         for rows in self.raw.run_rows(rejects):
             rows = _usable(rows, ("qid", "pid"), rejects)
             wrong = pc.fill_null(pc.invert(pc.match_substring_regex(rows.columns["score"], NUMBER)), False)
-            rows = rows.drop(wrong, "the score is no number", rejects, "score")
+            rows = rows.drop(wrong, "the score is no number", rejects, "score", "qid")
             scores = pc.cast(rows.columns["score"], pa.float32(), safe=False)
             in_order = pa.array(-(order + np.arange(len(rows), dtype=np.float32)))
             order += len(rows)
@@ -154,23 +154,23 @@ def _usable(rows: Rows, columns: tuple[str, str], rejects: Rejects) -> Rows:
     rows = rows.having(**trimmed)
     for name in columns:
         missing = pc.fill_null(pc.equal(rows.columns[name], ""), True)
-        rows = rows.drop(missing, f"no {name}", rejects, columns[0])
+        rows = rows.drop(missing, f"no {name}", rejects, columns[0], columns[0])
     for name in columns:
         if name != "text":
             spaced = pc.match_substring_regex(rows.columns[name], r"\s")
-            rows = rows.drop(spaced, f"white space in the {name}", rejects, name)
+            rows = rows.drop(spaced, f"white space in the {name}", rejects, name, name)
     return rows
 
 
 def _unique(rows: Rows, key: str, seen: SeenIds, rejects: Rejects) -> Rows:
-    return rows.drop(~seen.first_time(rows.columns[key]), f"repeated {key}", rejects, key)
+    return rows.drop(~seen.first_time(rows.columns[key]), f"repeated {key}", rejects, key, key)
 
 
 def _graded(rows: Rows, rejects: Rejects) -> Rows:
     """Grades as int32; a missing one is 1."""
     grades = pc.fill_null(rows.columns["grade"], "1")
     bad = pc.invert(pc.match_substring_regex(grades, r"^[+-]?\d{1,9}(\.0*)?$"))
-    rows = rows.having(grade=grades).drop(bad, "the grade is no whole number", rejects, "grade")
+    rows = rows.having(grade=grades).drop(bad, "the grade is no whole number", rejects, "grade", "qid")
     return rows.having(grade=rows.columns["grade"].cast(pa.float64()).cast(pa.int32()))
 
 

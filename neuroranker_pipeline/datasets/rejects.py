@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,11 +64,6 @@ class Rejects:
         self.reasons[reason] += 1
         if len(self._rows) < KEPT:
             self._rows.append((file, line, identifier[:EXCERPT], reason, excerpt[:EXCERPT]))
-
-    def add_all(self, file: str, reason: str, rows: Iterable[tuple[int, str]]) -> None:
-        """Refuse rows given as (line, id or excerpt)."""
-        for line, text in rows:
-            self.add(file, line, reason, text, text)
 
     def demand(self) -> None:
         """Raise ``BadInput``, naming the first rejected row, when more than ``max_share`` of the rows were refused."""

@@ -49,13 +49,19 @@ class Rows:
         mask = pa.array(keep)
         return Rows(self.file, self.lines[keep], {name: c.filter(mask) for name, c in self.columns.items()})
 
-    def drop(self, bad: pa.Array | np.ndarray, reason: str, rejects: Rejects, column: str) -> Rows:
-        """The rows where ``bad`` is false; the others are rejected, showing their value in ``column``."""
+    def drop(
+        self, bad: pa.Array | np.ndarray, reason: str, rejects: Rejects, shown: str, key: str | None = None
+    ) -> Rows:
+        """The rows where ``bad`` is false; the others are rejected, with their value in the column ``shown`` and, as
+        their id, in ``key``."""
         mask = np.asarray(bad, dtype=bool)
         if not mask.any():
             return self
-        shown = pc.fill_null(self.columns[column].filter(pa.array(mask)), "").to_pylist()
-        rejects.add_all(self.file, reason, zip(self.lines[mask].tolist(), shown, strict=True))
+        dropped = self.filter(mask)
+        excerpts = pc.fill_null(dropped.columns[shown], "").to_pylist()
+        ids = pc.fill_null(dropped.columns[key], "").to_pylist() if key else [""] * len(dropped)
+        for line, excerpt, identifier in zip(dropped.lines.tolist(), excerpts, ids, strict=True):
+            rejects.add(self.file, line, reason, excerpt, identifier)
         return self.filter(~mask)
 
 
@@ -169,7 +175,7 @@ def _split(lines: Rows, parts: pa.ListArray, columns: Sequence[str], layout: str
 def headed_rows(stream: IO[bytes], name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Rows]:
     """Rows of tab-separated values whose first line names the columns; only ``columns`` are returned.
 
-    Raises ``BadInput`` when the header lacks one of them.
+    Raises ``BadInput`` when there is no header, or one that lacks some of them.
     """
     header: list[str] = []
     for lines in text_lines(stream, name, rejects):
@@ -183,6 +189,8 @@ def headed_rows(stream: IO[bytes], name: str, columns: Sequence[str], rejects: R
             lines = lines.filter(np.arange(len(lines)) > 0)
         rows = _split(lines, pc.split_pattern(lines.columns["line"], "\t"), header, "<TAB>".join(header), rejects)
         yield Rows(rows.file, rows.lines, {column: rows.columns[column] for column in columns})
+    if not header:
+        raise BadInput(f"{name}: empty; expected a first line that names the columns {', '.join(columns)}")
 
 
 def json_rows(stream: IO[bytes], name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Rows]:

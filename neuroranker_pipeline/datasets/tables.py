@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.errors import BadInput, NotReady
 
 SPLITS = ("train", "dev", "gate", "test")
 
@@ -43,6 +44,7 @@ def write_table(
     """Write ``data`` as ``part-00000.parquet``, ... (zstd) in ``folder``; returns the number of rows.
 
     Streams: memory is bounded by one batch. An empty input still writes one file, so that the schema is readable.
+    Raises ``NotReady`` when the disk is full, or cannot be written to.
     """
     batches: Iterator[pa.RecordBatch] = iter(data.to_batches() if isinstance(data, pa.Table) else data)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +59,12 @@ def write_table(
             writer.write_batch(batch.cast(schema))
             in_file += batch.num_rows
             rows += batch.num_rows
-    finally:
         writer.close()
+    except OSError as error:
+        raise NotReady(f"{folder}: cannot be written ({error})") from None
+    finally:
+        with suppress(OSError):
+            writer.close()
     return rows
 
 

@@ -93,7 +93,8 @@ def parity(student_dir: str | Path, onnx_dir: Path, texts: Sequence[str]) -> flo
 
 def _trace(student: BiEncoder) -> torch.onnx.ONNXProgram:
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 0, 0, 0], [1, 2, 3, 0, 0]])
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    longest = student.transformer.config.max_position_embeddings  # PyTorch 2.11 refuses to export without this bound
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=longest)}
     same = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _quiet_exporter():
         program = torch.onnx.export(

@@ -22,6 +22,7 @@ from neuroranker_pipeline.resources.manifest import Manifest
 from neuroranker_pipeline.resources.processes import PROCESS_TAG, process_tag
 from neuroranker_pipeline.resources.workspace import Workspace
 
+OUR_ERRORS = "neuroranker_pipeline."  # how Dagster begins their messages: with the class's full name
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -121,12 +122,14 @@ def _run(
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:
-    """The innermost error of the failed step: its message, and where the whole story is."""
+    """Why the step failed, in one line: the outermost error of ours, which says what to do, else the innermost error."""
     for event in result.all_events:
         if event.is_step_failure:
             error = event.step_failure_data.error
-            while error is not None and error.cause is not None:
+            while error is not None and error.cause is not None and not error.message.startswith(OUR_ERRORS):
                 error = error.cause
             message = (error.message if error else "no reason given").strip()
+            if message.startswith(OUR_ERRORS):
+                message = message.partition(": ")[2]
             return f"{' '.join(message.split())} (run {result.run_id})"
     return f"no step failed (run {result.run_id})"

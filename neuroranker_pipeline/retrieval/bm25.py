@@ -19,7 +19,7 @@ from neuroranker_pipeline.datasets.tables import CANDIDATES
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.retrieval.index import build_index
-from neuroranker_pipeline.retrieval.jvm import first_line, java_class, one_ahead, start_jvm
+from neuroranker_pipeline.retrieval.jvm import java_class, one_ahead, root_cause, start_jvm
 from neuroranker_pipeline.retrieval.settings import BM25Settings, TuneSettings
 
 __all__ = ["BM25Settings", "Searcher", "TuneSettings", "build_index"]
@@ -54,7 +54,7 @@ class Searcher:
             self._searcher = java_class("io.anserini.search.SimpleSearcher")(str(index_dir), _analyzer(self.settings))
             self.num_docs: int = self._searcher.get_total_num_docs()
         except JavaException as error:
-            raise NotReady(f"{index_dir}: not a readable Lucene index ({first_line(error)}); build it again") from error
+            raise NotReady(f"{index_dir}: not a readable Lucene index ({root_cause(error)}); build it again") from error
         self._searcher.set_bm25(self.settings.k1, self.settings.b)
         self._json = _mapper()
 
@@ -92,7 +92,7 @@ class Searcher:
         try:
             return chunk, self._searcher.batch_search(texts, positions, self.settings.depth, self.settings.threads)
         except JavaException as error:
-            raise BadInput(f"BM25 failed on a query from {chunk[0][0]} on ({first_line(error)})") from error
+            raise BadInput(f"BM25 failed on a query from {chunk[0][0]} on ({root_cause(error)})") from error
 
     def _java_list(self, values: list[str]) -> Any:
         # ASCII JSON: one call, and no doubt about NUL and emoji

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.progress import Progress, silent
-from neuroranker_pipeline.retrieval.jvm import first_line, java_class, one_ahead, start_jvm
+from neuroranker_pipeline.retrieval.jvm import java_class, one_ahead, root_cause, start_jvm
 from neuroranker_pipeline.retrieval.settings import BM25Settings
 
 PASSAGES_A_BATCH = 5_000
@@ -58,9 +59,10 @@ def build_index(
         _finish(writer, settings.threads)
         verify_index(out, count)
     except BaseException as error:
-        reason = _reason(writer, error) if isinstance(error, JavaException) else ""
+        reason = root_cause(error) if isinstance(error, JavaException) else ""
         if writer is not None:
-            writer.rollback()
+            with suppress(JavaException):  # of a writer that could not go on; the folder goes in any case
+                writer.rollback()
         shutil.rmtree(out, ignore_errors=True)
         if reason:
             raise _unwritable(out, reason) from error
@@ -87,7 +89,7 @@ def verify_index(folder: Path, passages: int) -> None:
         found, segments = reader.numDocs(), status.numSegments
         reader.close()
     except JavaException as error:
-        raise NotReady(f"{folder}: not a readable Lucene index ({first_line(error)}); build it again") from error
+        raise NotReady(f"{folder}: not a readable Lucene index ({root_cause(error)}); build it again") from error
     finally:
         directory.close()
     if found != passages or segments > 1:
@@ -150,8 +152,11 @@ def _finish(writer: Any, threads: int) -> None:
 
 def _refused(writer: Any, rows: pa.RecordBatch, missing: int, out: Path) -> Exception:
     """The error for passages that Java did not take; it tells how many, not which."""
-    if writer.getTragicException() is not None or not writer.isOpen():
-        return _unwritable(out, _reason(writer))
+    cause = writer.getTragicException()
+    if cause is not None:
+        while cause.getCause() is not None:
+            cause = cause.getCause()
+        return _unwritable(out, str(cause.toString()).partition("\n")[0])
     pids, texts = rows.column("pid").to_pylist(), rows.column("text").to_pylist()
     empty = [pid for pid, text in zip(pids, texts, strict=True) if not text.strip(WHITE_SPACE)]
     if not empty:
@@ -166,16 +171,6 @@ def _unwritable(out: Path, reason: str) -> NotReady:
     short_of_memory = "OutOfMemoryError" in reason
     remedy = "give Java more memory (heap_mb)" if short_of_memory else "see that the disk has room"
     return NotReady(f"{out}: Lucene could not write the index ({reason}); {remedy} and build it again")
-
-
-def _reason(writer: Any, error: Exception | None = None) -> str:
-    """What closed the writer, down to the first cause; else the error at hand."""
-    cause = None if writer is None else writer.getTragicException()
-    if cause is None:
-        return first_line(error) if error is not None else "unknown"
-    while cause.getCause() is not None:
-        cause = cause.getCause()
-    return str(cause.toString()).partition("\n")[0]
 
 
 def _json_lines(rows: pa.RecordBatch) -> list[str]:

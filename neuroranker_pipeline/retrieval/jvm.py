@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,9 +70,12 @@ def one_ahead(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator
             thread.submit(detach)  # or Java would keep the ended thread
 
 
-def first_line(error: Exception) -> str:
-    """What a Java exception says, without its trace."""
-    return str(error).partition("\n")[0].removeprefix("JVM exception occurred: ")
+def root_cause(error: Any) -> str:
+    """What the innermost cause of a pyjnius ``JavaException`` says, without its trace."""
+    trace = error.stacktrace or []
+    causes = [said for before, said in pairwise(trace) if before == "Caused by:"]
+    said = causes[-1] if causes else str(error).removeprefix("JVM exception occurred: ")
+    return said.partition("\n")[0]
 
 
 def java_home() -> Path:

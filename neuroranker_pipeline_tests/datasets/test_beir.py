@@ -58,7 +58,12 @@ def test_judgments_by_file_and_their_queries(folder: Path) -> None:
     found = source(folder)
     assert found.name == "beir/small"
     assert queries(found) == [("q1", "text of q1", "test"), ("q2", "text of q2", "dev"), ("q3", "text of q3", "test")]
-    assert qrels(found) == [("q2", "d2", 2, "dev"), ("q2", "d3", 0, "dev"), ("q3", "4", 1, "test"), ("q1", "d2", 1, "test")]
+    assert qrels(found) == [
+        ("q2", "d2", 2, "dev"),
+        ("q2", "d3", 0, "dev"),
+        ("q3", "4", 1, "test"),
+        ("q1", "d2", 1, "test"),
+    ]
     assert list(found.candidates(Rejects())) == []
 
 

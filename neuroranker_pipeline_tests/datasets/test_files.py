@@ -30,7 +30,8 @@ def test_splits_named_by_the_queries(tmp_path: Path) -> None:
     assert passages(found) == [("p1", "one"), ("p2", "two")]
     assert queries(found) == SPLITS
     assert qrels(found) == [
-        ("q1", "p1", 2, "train"), ("q2", "p1", 1, "dev"), ("q3", "p2", 1, "test"), ("q4", "p1", 0, "gate"), ("q5", "p2", 1, "train"),
+        ("q1", "p1", 2, "train"), ("q2", "p1", 1, "dev"), ("q3", "p2", 1, "test"), ("q4", "p1", 0, "gate"),
+        ("q5", "p2", 1, "train"),
     ]  # fmt: skip
 
 
@@ -63,10 +64,11 @@ def test_named_test_splits(tmp_path: Path) -> None:
 
 
 def test_every_format_and_several_files_by_pattern(tmp_path: Path) -> None:
+    asked = "".join(f'{{"qid": "{qid}", "text": "{text}", "part": "{split}"}}\n' for qid, text, split in SPLITS)
     write(tmp_path, BASIC | {
         "docs/b.jsonl": '{"key": "p2", "head": "Second", "body": "two"}\n{"key": "p3", "body": "three"}\n',
         "docs/c.tsv.gz": "key\tbody\thead\np4\tfour\tFourth\n",
-        "queries.jsonl": "".join(f'{{"qid": "{qid}", "text": "{text}", "part": "{split}"}}\n' for qid, text, split in SPLITS),
+        "queries.jsonl": asked,
         "docs/notes.txt": "not named by the pattern",
     })  # fmt: skip
     pq.write_table(pa.table({"key": ["p1"], "head": ["First"], "body": ["one"]}), tmp_path / "docs" / "a.parquet")
@@ -112,5 +114,5 @@ def test_bad_settings_name_the_field(settings: dict[str, Any], message: str) -> 
 
 
 def test_a_passage_needs_a_text_column() -> None:
-    with pytest.raises(ValueError, match="^text must be at least one column"):
+    with pytest.raises(ValueError, match=r"^text must be at least one column"):
         PassageFile(text=())

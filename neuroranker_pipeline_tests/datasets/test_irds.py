@@ -59,18 +59,21 @@ def test_documents_queries_and_judgments() -> None:
     assert rejects.table()["file"].to_pylist() == ["ir_datasets:local/docs"]
     assert set(queries(found)) >= {("t1", "tested", "test-own")}
     assert {qid for qid, _, _ in queries(found)} == {"q1", "q2", "t1"}
-    assert [row for row in qrels(found) if row[0] == "t1"] == [("t1", "d2", 3, "test-own"), ("t1", "gone", 1, "test-own")]
+    assert [row for row in qrels(found) if row[0] == "t1"] == [
+        ("t1", "d2", 3, "test-own"),
+        ("t1", "gone", 1, "test-own"),
+    ]
     assert list(found.candidates(rejects)) == []
     assert found.raw.settings.test_splits == ("test-own",)
 
 
 @pytest.mark.usefixtures("catalogue")
 def test_an_unknown_id_and_one_that_lacks_a_part() -> None:
-    with pytest.raises(BadInput, match="^ir_datasets has no data set 'locla'; see https://ir-datasets.com$"):
+    with pytest.raises(BadInput, match=r"^ir_datasets has no data set 'locla'; see https://ir-datasets.com$"):
         passages(source(dataset="locla"))
-    with pytest.raises(BadInput, match="^ir_datasets local: this data set has no qrels; name one that has"):
+    with pytest.raises(BadInput, match=r"^ir_datasets local: this data set has no qrels; name one that has"):
         qrels(source(train="local"))
-    with pytest.raises(BadInput, match="^ir_datasets local/queries: this data set has no docs"):
+    with pytest.raises(BadInput, match=r"^ir_datasets local/queries: this data set has no docs"):
         passages(source(dataset="local/queries"))
     with pytest.raises(BadInput, match=r"its documents have no field body; data\.text may name doc_id, text$"):
         passages(source(text=("body",)))
@@ -78,8 +81,12 @@ def test_an_unknown_id_and_one_that_lacks_a_part() -> None:
 
 @pytest.mark.usefixtures("catalogue")
 def test_what_cannot_be_downloaded_ends_in_one_line(tmp_path: Path) -> None:
-    for read, settings in ((passages, {"dataset": "local/away"}), (qrels, {"train": "local/away"}), (queries, {"dev": "local/away"})):
-        with pytest.raises(NotReady, match="^ir_datasets local/away: cannot be had here: ") as caught:
+    for read, settings in (
+        (passages, {"dataset": "local/away"}),
+        (qrels, {"train": "local/away"}),
+        (queries, {"dev": "local/away"}),
+    ):
+        with pytest.raises(NotReady, match=r"^ir_datasets local/away: cannot be had here: ") as caught:
             read(source(**settings))
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("away*")), "nothing half-fetched"
@@ -87,7 +94,7 @@ def test_what_cannot_be_downloaded_ends_in_one_line(tmp_path: Path) -> None:
 
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ir_datasets", None)
-    with pytest.raises(NotReady, match="^ir_datasets is not installed: run pip install"):
+    with pytest.raises(NotReady, match=r"^ir_datasets is not installed: run pip install"):
         passages(source())
 
 
@@ -98,5 +105,5 @@ def test_digests_follow_the_ids_that_a_table_is_made_of() -> None:
 
 
 def test_a_document_needs_a_field() -> None:
-    with pytest.raises(ValueError, match="^text must be at least one field"):
+    with pytest.raises(ValueError, match=r"^text must be at least one field"):
         IrDatasetsSettings(dataset="local", train="local/train", text=())

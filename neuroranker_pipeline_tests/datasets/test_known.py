@@ -91,7 +91,12 @@ def test_candidates_are_ranked_by_score_then_pid() -> None:
     rejects = Rejects()
     rows = [("q2", "p1", 1.0), ("q2", "p3", 2.0), ("q2", "p2", 2.0), ("unjudged", "p1", 1.0), ("q1", "p1", -3.0)]
     found = known_candidates(given_run(*rows), QIDS, PIDS, rejects)
-    assert tuples(found, CANDIDATES) == [("q2", "p2", 1, 2.0), ("q2", "p3", 2, 2.0), ("q2", "p1", 3, 1.0), ("q1", "p1", 1, -3.0)]
+    assert tuples(found, CANDIDATES) == [
+        ("q2", "p2", 1, 2.0),
+        ("q2", "p3", 2, 2.0),
+        ("q2", "p1", 3, 1.0),
+        ("q1", "p1", 1, -3.0),
+    ]
     assert rejects.left_out == {"candidates of a query without a judgment": 1}
     rejects.demand()
 

@@ -59,7 +59,10 @@ def test_plain_files(plain: Path) -> None:
 
 def test_every_way_the_files_are_published_gives_the_same_tables(plain: Path, tmp_path: Path) -> None:
     expected = tables(source(plain))
-    gz = write(tmp_path / "gz", {f"{name}.gz": text for name, text in ({"collection.tsv": COLLECTION} | QUERIES | QRELS).items()})
+    gz = write(
+        tmp_path / "gz",
+        {f"{name}.gz": text for name, text in ({"collection.tsv": COLLECTION} | QUERIES | QRELS).items()},
+    )
     tars = write(tmp_path / "tars", QRELS)
     archive(tars / "collection.tar.gz", *packed({"collection.tsv": COLLECTION}))
     archive(tars / "queries.tar.gz", *packed(QUERIES))
@@ -143,7 +146,9 @@ def test_bad_lines_name_the_archive_member_and_line(tmp_path: Path) -> None:
     archive(tmp_path / "collection.tar.gz", ("collection.tsv", b"0\tone\nno tab\n\xff\xfe\n"))
     rejects = Rejects()
     assert passages(source(tmp_path), rejects) == [("0", "one")]
-    with pytest.raises(BadInput, match=r"collection\.tar\.gz\(collection\.tsv\):2: expected pid<TAB>text \('no tab'\); 2 of 3"):
+    with pytest.raises(
+        BadInput, match=r"collection\.tar\.gz\(collection\.tsv\):2: expected pid<TAB>text \('no tab'\); 2 of 3"
+    ):
         rejects.demand()
 
 

@@ -69,7 +69,16 @@ ASKED = [(qid, f"text of {qid}") for qid, _, _, _ in FOUR]
 
 def test_passages_are_trimmed_and_what_is_missing_is_rejected() -> None:
     rejects = Rejects()
-    lines = [(" p1 ", " one\u00a0"), ("p2", ""), ("p3", None), ("", "x"), (None, "x"), ("p 6", "x"), ("p\t7", "x"), ("p8", "8")]
+    lines = [
+        (" p1 ", " one\u00a0"),
+        ("p2", ""),
+        ("p3", None),
+        ("", "x"),
+        (None, "x"),
+        ("p 6", "x"),
+        ("p\t7", "x"),
+        ("p8", "8"),
+    ]
     assert passages(raw(passages=lines), rejects) == [("p1", "one"), ("p8", "8")]
     assert reasons(rejects) == [
         (2, "no text"),
@@ -110,7 +119,9 @@ def test_grades() -> None:
     lines = [("q1", f"p{n}", grade, "train") for n, grade in enumerate(grades)]
     found = {pid: grade for _, pid, grade, _ in qrels(raw(judgments=lines), rejects)}
     assert found == {"p0": 0, "p1": 1, "p2": 2, "p3": -1, "p4": 1, "p5": 1}
-    assert [line for line, reason in reasons(rejects) if reason == "the grade is no whole number"] == [7, 8, 9, 10, 11]
+    assert [(row["line"], row["id"], row["reason"], row["excerpt"]) for row in rejects.table().to_pylist()] == [
+        (line, "q1", "the grade is no whole number", grades[line - 1]) for line in (7, 8, 9, 10, 11)
+    ]
 
 
 def test_judgments_keep_their_place() -> None:
@@ -162,7 +173,12 @@ def test_given_runs_with_and_without_scores() -> None:
         ("q1", "p1", 0.0), ("q1", "p2", -1.0), ("q1", "p3", -2.0), ("q2", "p1", -1.5), ("q2", "p2", 20.0), ("q2", "p6", 3.0),
     ]  # fmt: skip
     assert found[-1][3:] == ("run.tsv", 10)
-    assert reasons(rejects) == [(6, "the score is no number"), (7, "the score is no number"), (8, "no pid"), (9, "the score is no number")]
+    assert reasons(rejects) == [
+        (6, "the score is no number"),
+        (7, "the score is no number"),
+        (8, "no pid"),
+        (9, "the score is no number"),
+    ]
 
 
 def test_files_without_a_row_are_named() -> None:

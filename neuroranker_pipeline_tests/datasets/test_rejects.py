@@ -48,7 +48,8 @@ def test_without_a_share_one_row_is_too_many_and_none_is_fine() -> None:
 def test_the_table_is_in_order_and_bounded_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejects_module, "KEPT", 3)
     rejects = Rejects()
-    rejects.add_all("f", "no text", [(9, "x" * 500), (10, "b"), (2, "c"), (1, "d")])
+    for line, excerpt in ((9, "x" * 500), (10, "b"), (2, "c"), (1, "d")):
+        rejects.add("f", line, "no text", excerpt)
     assert rejects.count == rejects.total == 4
     assert rejects.table().schema == REJECTS
     assert rejects.table()["line"].to_pylist() == [2, 9, 10]
@@ -58,7 +59,8 @@ def test_the_table_is_in_order_and_bounded_and_all_are_counted(monkeypatch: pyte
 def test_a_hopeless_source_is_given_up_and_one_that_recovers_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejects_module, "HOPELESS", 10)
     rejects = Rejects(0.4)
-    rejects.add_all("f", "no text", [(line, "") for line in range(1, 10)])
+    for line in range(1, 10):
+        rejects.add("f", line, "no text")
     rejects.accept(0)
     rejects.add("f", 10, "no text")
     with pytest.raises(BadInput, match="f:1: no text; 10 of 10 rows cannot be used"):

@@ -80,7 +80,7 @@ def test_crlf_bom_blank_lines_and_no_newline_at_the_end() -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
 def test_utf_16_is_refused(encoding: str) -> None:
     content = "\ufeffpid\ttext\n".encode(encoding) if encoding == "utf-16-be" else "pid\ttext\n".encode(encoding)
-    with pytest.raises(BadInput, match="^f: UTF-16 text; convert it to UTF-8$"):
+    with pytest.raises(BadInput, match=r"^f: UTF-16 text; convert it to UTF-8$"):
         lines_of(content)
 
 
@@ -127,12 +127,15 @@ def test_headed_tsv(monkeypatch: pytest.MonkeyPatch) -> None:
             (6, "3", "three"),
         ]
         assert reasons(rejects) == [(5, "expected text<TAB>id<TAB>more")]
+    with pytest.raises(BadInput, match=r"^f: empty; expected a first line that names the columns id, text$"):
+        list(headed_rows(io.BytesIO(b"\n"), "f", ("id", "text"), Rejects()))
     with pytest.raises(BadInput, match=r"^f:3: no column qid, split in the header \(text, id, more\)$"):
         list(headed_rows(io.BytesIO(content), "f", ("qid", "id", "split"), Rejects()))
 
 
 def test_json_lines() -> None:
-    content = rb"""{"id": 7, "text": "seven \u2603"}
+    content = (
+        rb"""{"id": 7, "text": "seven \u2603"}
 {"id": 1.5, "text": null}
 {"text": "no id"}
 [1, 2]
@@ -140,7 +143,13 @@ def test_json_lines() -> None:
 {"id": "8", "text": "cut
 {"id": true, "text": ["list"]}
 {"id": "9", "text": "half a pair \ud83d"}
-""" + b"[" * 100_000 + b"\n" + b'{"id": ' + b"1" * 5_000 + b"}\n"
+"""
+        + b"[" * 100_000
+        + b"\n"
+        + b'{"id": '
+        + b"1" * 5_000
+        + b"}\n"
+    )
     rejects = Rejects()
     assert values(json_rows(io.BytesIO(content), "f", ("id", "text"), rejects), "id", "text") == [
         (1, "7", "seven ☃"),

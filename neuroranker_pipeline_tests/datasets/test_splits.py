@@ -86,9 +86,9 @@ def test_the_limit_on_training_queries_moves_no_other_and_keeps_the_same_ones() 
 
 
 def test_an_unknown_or_missing_split_is_named() -> None:
-    with pytest.raises(BadInput, match="^split 'valid' of query q7: expected train, dev, gate, test "):
+    with pytest.raises(BadInput, match=r"^split 'valid' of query q7: expected train, dev, gate, test "):
         Splits([("q7", "valid")], PLAIN)
-    with pytest.raises(BadInput, match="^no query is judged in split test-b, which data.tests names$"):
+    with pytest.raises(BadInput, match=r"^no query is judged in split test-b, which data.tests names$"):
         Splits([("a", "train"), ("b", "test-a")], FilesSettings(tests=("test-a", "test-b")))
 
 

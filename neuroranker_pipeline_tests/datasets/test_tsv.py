@@ -21,7 +21,9 @@ def test_plain_gzip_and_archive_read_alike(tmp_path: Path) -> None:
     plain.write_text(CONTENT, encoding="utf-8", newline="")
     packed = tmp_path / "passages.tsv.gz"
     packed.write_bytes(gzip.compress(CONTENT.encode()))
-    tar = archive(tmp_path / "collection.tar.gz", ("deep/collection.tsv", CONTENT.encode()), ("._collection.tsv", b"\0"))
+    tar = archive(
+        tmp_path / "collection.tar.gz", ("deep/collection.tsv", CONTENT.encode()), ("._collection.tsv", b"\0")
+    )
     assert [read_passages(path) for path in (plain, packed, tar)] == [EXPECTED] * 3
     assert read_queries_tsv(plain) == EXPECTED
 

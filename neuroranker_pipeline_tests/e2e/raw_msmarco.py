@@ -13,7 +13,9 @@ from neuroranker_pipeline.datasets.pydocs import PydocsSettings, PydocsSource
 from neuroranker_pipeline.datasets.rejects import Rejects
 
 TRAIN, DEV, TEST = 120, 60, 20
-SETTINGS = PydocsSettings(packages=("stdlib",), dev_queries=DEV, gate_queries=1, test_queries=TEST, max_train_queries=TRAIN)
+SETTINGS = PydocsSettings(
+    packages=("stdlib",), dev_queries=DEV, gate_queries=1, test_queries=TEST, max_train_queries=TRAIN
+)
 
 
 def write_raw_msmarco(folder: Path) -> int:

@@ -151,14 +151,13 @@ def test_what_is_no_index_is_refused(tmp_path: Path, index: Path) -> None:
 
 
 def test_the_analyzer_of_queries_is_that_of_the_passages(tmp_path: Path) -> None:
-    texts = {"p1": "the generically running cats", "p2": "generic run of a cat", "p3": "den Häusern"}
+    texts = {"p1": "the generations of cats", "p2": "a generic cat", "p3": "den Häusern"}
     expected = {
-        (BM25Settings(), "generically runs"): {"p1", "p2"},
+        (BM25Settings(), "generic"): {"p1", "p2"},
         (BM25Settings(), "the"): set(),
-        (BM25Settings(stemmer="krovetz"), "runs"): {"p1", "p2"},
-        (BM25Settings(stemmer="krovetz"), "generics"): {"p2"},
-        (BM25Settings(stemmer="none"), "runs"): set(),
-        (BM25Settings(stemmer="none"), "running"): {"p1"},
+        (BM25Settings(stemmer="krovetz"), "generic"): {"p2"},
+        (BM25Settings(stemmer="krovetz"), "cat"): {"p1", "p2"},
+        (BM25Settings(stemmer="none"), "cat"): {"p2"},
         (BM25Settings(keep_stopwords=True), "the"): {"p1"},
         (BM25Settings(language="de"), "Haus"): {"p3"},
         (BM25Settings(language="sw"), "Häusern"): {"p3"},
