@@ -4,7 +4,8 @@
 
 PASSAGES_FOLDER holds Parquet files with columns pid and text. Ours reads them, indexes, merges to one segment and checks
 the result. The peer's time is that of DuckDB writing the JSONL copy, a file for each thread, and of ``IndexCollection
--optimize`` over it, with the same Java, heap, buffers and threads. The peer checks nothing.
+-optimize`` over it, with the same JDK, heap, buffers and threads, and Java's default garbage collector (ours picks the
+parallel one). The peer checks nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--heap-mb", type=int, default=1024, help="of both")
     parser.add_argument("--work", type=Path, help="scratch space: about three times the text")
+    parser.add_argument("--keep", type=Path, help="move our index there, for retrieval.py")
     arguments = parser.parse_args()
     passages = sum(pq.ParquetFile(file).metadata.num_rows for file in arguments.folder.glob("*.parquet"))
     with tempfile.TemporaryDirectory(dir=arguments.work) as scratch:
@@ -59,7 +61,10 @@ def main() -> None:
         folder, threads, heap = str(arguments.folder), str(arguments.threads), str(arguments.heap_mb)
         ours = measure([sys.executable, "-c", OURS, folder, str(work / "ours"), threads, heap])
         ours_size = _mebibytes(work / "ours")
-        shutil.rmtree(work / "ours")
+        if arguments.keep:
+            shutil.move(work / "ours", arguments.keep)
+        else:
+            shutil.rmtree(work / "ours")
         copying = measure([sys.executable, "-c", TO_JSONL, folder, str(work / "jsonl"), threads])
         copy_size = _mebibytes(work / "jsonl")
         indexing = measure(_index_collection(work, threads, arguments.heap_mb))

@@ -2,7 +2,8 @@
 
     python benchmarks/retrieval.py INDEX QUERIES.tsv
 
-QUERIES.tsv has lines of id, tab, text. Each side is a process of its own with the same Java and heap, warmed by one round
+QUERIES.tsv has lines of id, tab, text. Each side is a process of its own with the same JDK and heap (the peer with Java's
+default garbage collector, as Pyserini starts it; ours picks the parallel one), warmed by one round
 that does not count; then they take turns. Start-up is not counted. Before, the scores of some queries are compared: they
 must be equal.
 """

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-RECORDS = ("training.json",)  # tells how an artifact was made, with timings; what it is does not depend on it
+# These tell how an artifact was made, with timings and where its raw data lay; what it is does not depend on them.
+RECORDS = ("training.json", "rejects/rejects.parquet")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuroranker_pipeline.config.load import load_settings, profile_names
+from neuroranker_pipeline.datasets.beir import BeirSettings
 from neuroranker_pipeline.errors import BadInput
 
 
@@ -50,11 +51,27 @@ def test_overrides_win(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("extends: smoke\nsede: 3\n", r"mine\.yaml: sede: unknown key; did you mean seed\?"),
+        ("data: {source: beirr}", r"data\.source: expected one of pydocs, msmarco, beir.*got 'beirr'"),
+        ("extends: slice\ndata: {foldr: x}", r"data\.foldr: unknown key; did you mean folder\?"),
+        ("extends: quickstart\ndata: {source: beir}", r"data\.folder: must be given"),
+        ("extends: slice\ndata: {tests: [dl21]}", r"data\.tests must be among dl19, dl20, got 'dl21'"),
+        ("extends: slice\ndata: {carve: {dev: 2}}", r"data\.carve\.dev must be between 0 and 1"),
+        (
+            "training_collections: {nq: {source: beir, folder: x, titels: 3}}",
+            r"training_collections\.nq\.titels: unknown key; did you mean titles\?",
+        ),
+        (
+            "training_collections: {Nq: {source: beir, folder: x}}",
+            r"training_collections\.Nq must be lower-case letters",
+        ),
         (
             "student: {training: {learning_rat: 1}}",
             r"student\.training\.learning_rat: unknown key; did you mean learning_",
         ),
-        ("bm25: {colour: red}", r"bm25\.colour: unknown key; known keys: b, depth, heap_mb, k1, threads"),
+        (
+            "bm25: {colour: red}",
+            r"bm25\.colour: unknown key; known keys: b, depth, heap_mb, k1, keep_stopwords, language, stemmer, threads, tune",
+        ),
         ("bm25: {k1: -1}", r"mine\.yaml: bm25\.k1 must be from 0 to 100, got -1"),
         ("bm25: {depth: many}", r"bm25\.depth: input should be a valid integer.*got 'many'"),
         ("device: tpu", r"device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
@@ -89,6 +106,14 @@ def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path: Path, text
 def test_bad_overrides_are_named(override: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         load_settings("smoke", ["seed=1", override])
+
+
+def test_another_source_takes_nothing_from_the_one_it_replaces(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "extends: quickstart\ndata: {source: beir, folder: mine}\n"))
+    assert settings.data == BeirSettings(folder="mine")
+    same = load_settings(write(tmp_path, "extends: slice\ndata: {source: msmarco, folder: mine}\n"))
+    assert same.data.folder == "mine"
+    assert same.data.tests == ("dl19",)
 
 
 def test_a_profile_name_cannot_leave_the_lake(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One run of the whole graph for all end-to-end tests: killed with ``kill -9`` in four places, and run again each time."""
+"""One run of the whole graph for all end-to-end tests: killed with ``kill -9`` in five places, and run again each time."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class Graph:
         self.killed[name] = state
         assert_whole(self.lake)
 
-    def staged(self, asset: str) -> Callable[[], dict | None]:
+    def staged(self, asset: str, partition: str = "_") -> Callable[[], dict | None]:
         """Something was written of an asset that is not done."""
-        stage = self.lake.scratch / asset / "_" / "stage"
+        stage = self.lake.scratch / asset / partition / "stage"
         return lambda: {} if stage.is_dir() and any(stage.iterdir()) else None
 
     def checkpointed(self, asset: str, step: int) -> Callable[[], dict | None]:
@@ -102,9 +102,10 @@ def assert_whole(lake: Lake) -> int:
 
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The finished smoke graph, after its four deaths."""
+    """The finished smoke graph, after its five deaths."""
     graph = Graph(tmp_path_factory.mktemp("smoke"))
     graph.kill_when("indexing", graph.staged("lucene_index"))
+    graph.kill_when("retrieval", graph.staged("bm25_candidates", "train-00"))
     graph.kill_when("teacher training", graph.checkpointed("teacher_checkpoint", step=3))
     graph.kill_when("student training", graph.checkpointed("student_checkpoint", step=3))
     graph.kill_when("export", graph.staged("student_onnx"))

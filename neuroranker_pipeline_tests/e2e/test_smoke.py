@@ -59,7 +59,7 @@ def test_a_killed_run_is_marked_as_failed_and_blocks_nobody(graph: Graph) -> Non
     home = graph.root / "lake" / ".dagster" / PROFILE
     with dg.DagsterInstance.from_config(str(home)) as instance:
         statuses = [run.status.value for run in instance.get_runs()]
-        assert statuses.count("FAILURE") == 4
+        assert statuses.count("FAILURE") == 5
         assert set(statuses) == {"FAILURE", "SUCCESS"}
         assert all(not instance.event_log_storage.get_concurrency_info(pool).claimed_slots for pool in ("gpu", "jvm"))
 
