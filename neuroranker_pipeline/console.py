@@ -99,6 +99,7 @@ def fetch_data(workspace: Workspace) -> None:
     from neuroranker_pipeline.datasets.download import fetch
     from neuroranker_pipeline.datasets.msmarco import MsMarcoSettings
     from neuroranker_pipeline.datasets.msmarco_files import published_files
+    from neuroranker_pipeline.datasets.source import data_folder
 
     data = workspace.settings.data
     if not isinstance(data, MsMarcoSettings):
@@ -106,7 +107,7 @@ def fetch_data(workspace: Workspace) -> None:
             f"profile {workspace.settings.profile}: nothing is fetched for a data set of source {data.source}; "
             "`neuroranker run` says which files it needs"
         )
-    folder = Path(workspace.data_root) / data.folder
+    folder = data_folder(data, Path(workspace.data_root))
     narrator = _Narrator()
     narrator.begin("fetching")
     try:

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
 from neuroranker_pipeline.assets.export import student_onnx, student_onnx_int8
@@ -94,13 +95,14 @@ def _runs(step: Step) -> dict[str, pa.Table]:
     texts, found = texts_for(step, candidates)
     student = TorchEncoder(BiEncoder.load(step.read("student_checkpoint")), compute)
     asked = encode_texts(texts, sorted(texts), student, "qid")
+    pids = pc.unique(candidates["pid"])
     teacher = read_table(step.read("teacher_scores"))
     runs = {
         "BM25": candidates,
         "base student": base,
         "cross-encoder": cascade_run(base, scores_table(teacher, teacher["cross_encoder"].to_numpy())),
         "teacher": cascade_run(base, teacher),
-        "student": cosine_scores(candidates, asked, read_embeddings(step.read_all("passage_embeddings"))),
+        "student": cosine_scores(candidates, asked, read_embeddings(step.read_all("passage_embeddings"), pids)),
     }
     others: dict[str, Encoder] = {
         "hard-label control": TorchEncoder(BiEncoder.load(step.read("student_control")), compute),

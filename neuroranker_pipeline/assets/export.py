@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
 from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
@@ -67,7 +68,7 @@ def student_onnx_int8(step: Step) -> None:
     int8 = OnnxEncoder(step.out)
     int8_mrr = mean_reciprocal_rank(rank_by_cosine(dev, texts, found, int8), relevant)
     asked = encode_texts(texts, list(texts), OnnxEncoder(step.read("student_onnx")), "qid")
-    float32 = cosine_scores(dev, asked, read_embeddings(step.read_all("passage_embeddings")))
+    float32 = cosine_scores(dev, asked, read_embeddings(step.read_all("passage_embeddings"), pc.unique(dev["pid"])))
     float32_mrr = mean_reciprocal_rank(float32, relevant)
     change = batch_sensitivity(step.out, ragged_texts(calibration[:PARITY_TEXTS]))
     step.record(**{"dev/MRR@10": int8_mrr, "dev/float32/MRR@10": float32_mrr, "batch_sensitivity": change})

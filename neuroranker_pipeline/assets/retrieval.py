@@ -26,6 +26,7 @@ from neuroranker_pipeline.retrieval.settings import BM25Settings
 if TYPE_CHECKING:
     from neuroranker_pipeline.retrieval.tuning import GridPoint
 
+# Which collections there are needs no mention here: the passages' ids, and so their data version, tell.
 ANALYZER = ["bm25.language", "bm25.stemmer", "bm25.keep_stopwords"]
 PARAMETERS_FILE = "bm25.json"
 RUN_FILE = "run.trec"
@@ -35,7 +36,7 @@ RUN_FILE = "run.trec"
     group="retrieval",
     kinds={"lucene"},
     needs=[passages],
-    settings=["training_collections", *ANALYZER],
+    settings=ANALYZER,
     checks=[checks.index_holds_every_passage],
     pool="jvm",
     by_content=False,
@@ -59,7 +60,7 @@ def lucene_index(step: Step) -> None:
     group="retrieval",
     kinds={"json"},
     needs=[lucene_index, queries, qrels],
-    settings=["bm25.k1", "bm25.b", "bm25.tune", "bm25.depth", "training_collections", "seed"],
+    settings=["bm25.k1", "bm25.b", "bm25.tune", "bm25.depth"],
     checks=[checks.parameters_are_in_range],
     pool="jvm",
 )
@@ -87,7 +88,7 @@ def bm25_parameters(step: Step) -> None:
     group="retrieval",
     kinds={"parquet"},
     needs=[lucene_index, bm25_parameters, given_candidates, queries, qrels],
-    settings=["bm25.depth", "shards.train_queries", "training_collections", *ANALYZER],
+    settings=["bm25.depth", "shards.train_queries", *ANALYZER],
     shards="queries",
     checks=[checks.candidates_are_complete],
     pool="jvm",
@@ -111,7 +112,8 @@ def bm25_candidates(step: Step) -> None:
         rows = write_table(step.out, _searched(step, shard), CANDIDATES)
     table, texts = read_table(step.out), _texts(shard)
     write_run(table, step.out / RUN_FILE, "BM25")
-    measures = mean_measures(table, judgments_of(read_table(step.read("qrels")), texts))
+    level = step.settings.data.relevance_level(step.partition)
+    measures = mean_measures(table, judgments_of(read_table(step.read("qrels")), texts), relevance_level=level)
     step.record(rows, queries=len(texts), given=float(bool(given.num_rows)), **measures)
     step.show("measures", bars(measures))
     step.show("preview", table_preview(table))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
 from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
@@ -64,8 +65,10 @@ def base_scores(step: Step) -> None:
     model = BiEncoder.load(student.base, student.layers, student.max_length)
     texts, _ = texts_for(step, candidates, passages=False)
     encoded = encode_texts(texts, list(texts), TorchEncoder(model, compute), "qid")
-    scores = cosine_scores(candidates, encoded, read_embeddings(step.read_all("base_embeddings")))
-    measures = mean_measures(scores, judgments_of(judged, texts))
+    vectors = read_embeddings(step.read_all("base_embeddings"), pc.unique(candidates["pid"]))
+    scores = cosine_scores(candidates, encoded, vectors)
+    level = step.settings.data.relevance_level(step.partition)
+    measures = mean_measures(scores, judgments_of(judged, texts), relevance_level=level)
     step.record(write_table(step.out, scores, SCORES), **measures)
     step.device = str(compute)
     step.show("measures", bars(measures))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,10 +31,14 @@ def qrels_are_valid(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_sha
 
 
 @rule
-def given_candidates_are_usable(candidates: pa.Table, expected: int) -> Verdict:
-    """Every test set for which a run was given has candidates."""
-    queries = len(pc.unique(candidates["qid"]))
-    return Verdict(bool(queries) or not expected, {"queries": queries, "runs": expected})
+def given_candidates_are_usable(candidates: pa.Table, queries: pa.Table, splits: Sequence[str]) -> Verdict:
+    """Every test set for which a run was given has candidates for at least nine queries in ten."""
+    shares = {}
+    for split in splits:
+        asked = queries["qid"].filter(pc.equal(queries["split"], split))
+        found = pc.sum(pc.is_in(asked, pc.unique(candidates["qid"])), min_count=0).as_py()
+        shares[split] = found / max(1, len(asked))
+    return Verdict(all(share >= 0.9 for share in shares.values()), shares)
 
 
 def _verdict(problems: list[str]) -> Verdict:

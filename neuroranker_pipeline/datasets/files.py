@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ from neuroranker_pipeline.datasets.splits import FORBID, CollectionSettings
 from neuroranker_pipeline.errors import BadInput, require
 
 
+def _require_relative(file: str) -> None:
+    require(bool(file) and not Path(file).is_absolute(), "file", "a name or pattern below data.folder", file)
+
+
 @dataclass(frozen=True)
 class PassageFile:
     """A file (or ``*`` pattern of files), its id column, and the text columns, joined by a space."""
@@ -27,6 +32,7 @@ class PassageFile:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
 
     def __post_init__(self) -> None:
+        _require_relative(self.file)
         require(bool(self.text), "text", "at least one column", self.text)
 
 
@@ -42,6 +48,9 @@ class QueryFile:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
 
+    def __post_init__(self) -> None:
+        _require_relative(self.file)
+
 
 @dataclass(frozen=True)
 class JudgmentFile:
@@ -54,6 +63,9 @@ class JudgmentFile:
     split: str | None = None
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+
+    def __post_init__(self) -> None:
+        _require_relative(self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +83,8 @@ class FilesSettings(CollectionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.tests:
-            good = name == "test" or (name.startswith("test-") and len(name) > len("test-"))
-            require(good, "tests", "test or test-<name>", name)
+            good = re.fullmatch(r"test(-[A-Za-z0-9_.-]+)?", name) is not None
+            require(good, "tests", "test or test-<name> of letters, digits, '.', '_' and '-'", name)
         both = self.queries.split is not None and self.qrels.split is not None
         require(not both, "qrels.split", "left out where queries.split is given", self.qrels.split)
 

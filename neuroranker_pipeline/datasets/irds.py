@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,6 +40,8 @@ class IrDatasetsSettings(CollectionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.text), "text", "at least one field", self.text)
+        for name in self.tests:
+            require(re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None, "tests", "names of letters and digits", name)
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -65,7 +68,7 @@ class IrDatasetsSource:
                 f"ir_datasets {name}: its documents have no field {', '.join(self.settings.text)}; "
                 f"data.text may name {', '.join(known)}"
             )
-        found = ((d.doc_id, " ".join(str(getattr(d, f)) for f in fields)) for d in _items(name, "docs"))
+        found = ((d.doc_id, " ".join(str(v) for f in fields if (v := getattr(d, f)))) for d in _items(name, "docs"))
         yield from _rows(name, "docs", found, ("pid", "text"))
 
     def query_rows(self, rejects: Rejects) -> Iterator[Rows]:

@@ -53,18 +53,15 @@ class JoinedSource:
 
     def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         for batch in self.main.passages(rejects):
-            for name in self.others:
-                if pc.any(pc.starts_with(batch["pid"], f"{name}:"), min_count=0).as_py():
-                    raise BadInput(
-                        f"training_collections.{name}: ids of the main collection begin with {name!r} and a colon; "
-                        "give the joined collection another name"
-                    )
+            self._demand_own_ids(batch["pid"])
             yield batch
         for name, source in self.others.items():
             yield from (_prefixed(batch, name, ("pid",)) for batch in source.passages(rejects))
 
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
-        yield from self.main.queries(rejects)
+        for batch in self.main.queries(rejects):
+            self._demand_own_ids(batch["qid"])
+            yield batch
         for name, source in self.others.items():
             found = 0
             for batch in map(_training, source.queries(rejects)):
@@ -80,6 +77,14 @@ class JoinedSource:
 
     def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         return self.main.candidates(rejects)
+
+    def _demand_own_ids(self, ids: pa.Array) -> None:
+        for name in self.others:
+            if pc.any(pc.starts_with(ids, f"{name}:"), min_count=0).as_py():
+                raise BadInput(
+                    f"training_collections.{name}: ids of the main collection begin with {name!r} and a colon; "
+                    "give the joined collection another name"
+                )
 
 
 def collection_of(ids: pa.Array | pa.ChunkedArray, name: str, others: Iterable[str]) -> pa.Array | pa.ChunkedArray:

@@ -45,11 +45,15 @@ def known_judgments(judgments: pa.Table, qids: pa.Array, pids: pa.Array, rejects
     return kept.select(QRELS.names).cast(QRELS)
 
 
-def known_candidates(given: pa.Table, qids: pa.Array, pids: pa.Array, rejects: Rejects) -> pa.Table:
-    """``GIVEN`` rows as ``CANDIDATES``, ranked by score; queries that are not judged are left out, passages that are not
-    in the collection are rejected."""
-    asked = pc.is_in(given["qid"], value_set=qids)
-    rejects.leave_out("candidates of a query without a judgment", given.num_rows - pc.sum(asked, min_count=0).as_py())
+def known_candidates(given: pa.Table, queries: pa.Table, pids: pa.Array, rejects: Rejects) -> pa.Table:
+    """``GIVEN`` rows as ``CANDIDATES``, ranked by score; passages that are not in the collection are rejected.
+
+    ``queries`` (qid, split) are the known ones. Candidates of a query that is not judged, or not in the test set that the
+    run is for, are left out: a run replaces retrieval for its own test set alone.
+    """
+    rows = pc.index_in(given["qid"], value_set=queries["qid"].combine_chunks())
+    asked = pc.fill_null(pc.equal(queries["split"].take(rows), given["split"]), False)
+    rejects.leave_out("candidates of a query outside the test set", given.num_rows - pc.sum(asked, min_count=0).as_py())
     kept = given.filter(asked)
     kept = _without(kept, pc.invert(pc.is_in(kept["pid"], value_set=pids)), "unknown passage", "pid", rejects)
     kept = _without(kept, pc.invert(pc.is_finite(kept["score"])), "the score is not finite", "pid", rejects)

@@ -21,6 +21,10 @@ from neuroranker_pipeline.datasets.splits import CollectionSettings
 from neuroranker_pipeline.errors import BadInput, require
 
 WHOLE = "collectionandqueries.tar.gz"
+WHOLE_MEMBERS = frozenset(
+    {"collection.tsv", "queries.train.tsv", "queries.dev.small.tsv", "qrels.train.tsv", "qrels.dev.small.tsv"}
+)
+"""Those that are read. Its ``queries.dev.tsv`` is left out: the small development set has its own."""
 
 Reader = Callable[[IO[bytes], str, Sequence[str], Rejects], Iterator[Rows]]
 
@@ -45,7 +49,8 @@ TESTS = {
 class MsMarcoSettings(CollectionSettings):
     """tests: which TREC DL test sets are there, each a split ``test-<name>``; without one, ``test`` is carved from dev.
     runs: candidates given for a test set in place of retrieval, by its name: a TREC run, or a ``top1000.tsv[.gz]``
-    (qid, pid, query, passage), below ``folder``.
+    (qid, pid, query, passage), below ``folder``. A top1000 file ranks nothing: its order stands in for BM25's, and says as
+    little.
     """
 
     source: Literal["msmarco"] = "msmarco"
@@ -63,6 +68,10 @@ class MsMarcoSettings(CollectionSettings):
     @property
     def test_splits(self) -> tuple[str, ...]:
         return tuple(f"test-{name}" for name in self.tests) or ("test",)
+
+    @property
+    def given_splits(self) -> tuple[str, ...]:
+        return tuple(f"test-{name}" for name in self.runs)
 
     def relevance_level(self, split: str) -> int:
         test = TESTS.get(split.removeprefix("test-"))
@@ -93,25 +102,27 @@ class MsMarcoSource:
 
     def passage_rows(self, rejects: Rejects) -> Iterator[Rows]:
         path = self._find("collection.tsv", "collection.tar.gz", WHOLE)
-        yield from _tsv(path, "collection.tsv", ("pid", "text"), rejects)
+        yield from (rows for _, rows in _opened([(path, "collection.tsv")], tsv_rows, ("pid", "text"), rejects))
 
     def query_rows(self, rejects: Rejects) -> Iterator[Rows]:
-        for path, member in self._query_files():
-            yield from _tsv(path, member, ("qid", "text"), rejects)
+        yield from (rows for _, rows in _opened(self._query_files(), tsv_rows, ("qid", "text"), rejects))
 
     def judgment_rows(self, rejects: Rejects) -> Iterator[Rows]:
-        for path, member, split in self._judgment_files():
-            for rows in _opened(path, member, spaced_rows, ("qid", "0", "pid", "grade"), rejects):
-                yield rows.having(split=pa.array([split] * len(rows), pa.string()))
+        files = self._judgment_files()
+        split_of = {member: split for _, member, split in files}
+        places = [(path, member) for path, member, _ in files]
+        for member, rows in _opened(places, spaced_rows, ("qid", "0", "pid", "grade"), rejects):
+            yield rows.having(split=pa.array([split_of[member]] * len(rows), pa.string()))
 
     def run_rows(self, rejects: Rejects) -> Iterator[Rows]:
-        for file in self.settings.runs.values():
+        for name, file in self.settings.runs.items():
             path = self._find(file)
-            if path.name.removesuffix(".gz").endswith(".tsv"):
-                for rows in _tsv(path, path.name, ("qid", "pid", "query", "passage"), rejects):
-                    yield rows.having(score=pa.nulls(len(rows), pa.string()))
-            else:
-                yield from _opened(path, path.name, spaced_rows, ("qid", "Q0", "pid", "rank", "score", "tag"), rejects)
+            unranked = path.name.removesuffix(".gz").endswith(".tsv")
+            columns = ("qid", "pid", "query", "passage") if unranked else ("qid", "Q0", "pid", "rank", "score", "tag")
+            reader = tsv_rows if unranked else spaced_rows
+            for _, rows in _opened([(path, path.name)], reader, columns, rejects):
+                score = pa.nulls(len(rows), pa.string()) if unranked else rows.columns["score"]
+                yield rows.having(score=score, split=pa.array([f"test-{name}"] * len(rows), pa.string()))
 
     def _query_files(self) -> list[tuple[Path, str]]:
         """(file, member) of every file with query texts; those of the development set once."""
@@ -160,35 +171,44 @@ class MsMarcoSource:
         )
 
 
-def _tsv(path: Path, member: str, columns: tuple[str, ...], rejects: Rejects) -> Iterator[Rows]:
-    return _opened(path, member, tsv_rows, columns, rejects)
+def _opened(
+    files: Sequence[tuple[Path, str]], reader: Reader, columns: tuple[str, ...], rejects: Rejects
+) -> Iterator[tuple[str, Rows]]:
+    """The rows of files, each by itself or a member of an archive, with the member's name; every archive is read once.
+
+    Raises ``BadInput`` when one is empty.
+    """
+    members: dict[Path, list[str]] = {}
+    for path, member in files:
+        members.setdefault(path, []).append(member)
+    for path, names in members.items():
+        for name, where, stream in _streams(path, names):
+            found = False
+            for rows in reader(stream, where, columns, rejects):
+                found = True
+                yield name, rows
+            if not found:
+                raise BadInput(f"{where}: empty; get the file again")
 
 
-def _opened(path: Path, member: str, reader: Reader, columns: tuple[str, ...], rejects: Rejects) -> Iterator[Rows]:
-    """The rows of a file, or of one member of an archive. Raises ``BadInput`` when it is empty."""
-    found = False
-    for rows in _read(path, member, reader, columns, rejects):
-        found = True
-        yield rows
-    if not found:
-        raise BadInput(f"{path if path.name.startswith(member) else f'{path}({member})'}: empty; get the file again")
-
-
-def _read(path: Path, member: str, reader: Reader, columns: tuple[str, ...], rejects: Rejects) -> Iterator[Rows]:
+def _streams(path: Path, names: list[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
+    """(name, how messages name it, content)."""
     if path.name.endswith(ARCHIVES):
-        for name, stream in open_members(path, (member,)):
-            yield from reader(stream, f"{path}({name})", columns, rejects)
+        for name, stream in open_members(path, tuple(names)):
+            yield name, f"{path}({name})", stream
     else:
         with open_bytes(path) as stream:
-            yield from reader(stream, str(path), columns, rejects)
+            yield names[0], str(path), stream
 
 
 def _names(path: Path) -> frozenset[str]:
+    """The files in an archive. It has no table of contents: the large one is taken to be as it was published."""
+    if path.name == WHOLE:
+        return WHOLE_MEMBERS
     status = path.stat()
     return _names_of(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
 def _names_of(path: Path, size: int, changed: int) -> frozenset[str]:
-    """The files in an archive: it has no table of contents, so all of it is read, once a process."""
     return frozenset(name for name, _ in open_members(path))

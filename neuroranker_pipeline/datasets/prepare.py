@@ -34,6 +34,9 @@ NOT_OF_OTHERS = {"folder", "repair_encoding", "passages", "titles", "text"}
 UNJUDGED = "queries without a judgment"
 ELSEWHERE = "judgments of a query that another split holds"
 
+NOTHING = r"^[\x00-\x20]*$"
+"""Control characters are no text either: Lucene refuses a passage of nothing else."""
+MAX_ID_BYTES = 512
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -64,7 +67,7 @@ class RawSource(Protocol):
         ...
 
     def run_rows(self, rejects: Rejects) -> Iterator[Rows]:
-        """Columns qid, pid, score (null: the file's order counts)."""
+        """Columns qid, pid, score (null: the file's order counts), and split: the test set that the run is for."""
         ...
 
 
@@ -89,12 +92,11 @@ class PreparedSource:
     def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         seen, before = SeenIds(), rejects.total
         for rows in prefetched(self.raw.passage_rows(rejects)):
-            rows = _unique(_usable(rows, ("pid", "text"), rejects), "pid", seen, rejects)
-            text = rows.columns["text"]
             if self.raw.settings.repair_encoding:
-                text = repaired(text)
+                rows = rows.having(text=repaired(rows.columns["text"]))
+            rows = _unique(_usable(rows, ("pid", "text"), rejects), "pid", seen, rejects)
             rejects.accept(len(rows))
-            yield pa.record_batch([rows.columns["pid"], text], schema=PASSAGES)
+            yield _batch(rows, PASSAGES)
         if rejects.total == before:
             raise BadInput(f"{self._files('passages')}: no passages in it")
 
@@ -149,16 +151,18 @@ class PreparedSource:
 
 
 def _usable(rows: Rows, columns: tuple[str, str], rejects: Rejects) -> Rows:
-    """Rows with a value in both columns, trimmed; ids hold no white space, which TREC's files could not."""
+    """Rows with a value in both columns, trimmed; ids hold no white space, which TREC's files could not, and are short."""
     trimmed = {name: pc.utf8_trim_whitespace(rows.columns[name]) for name in columns}
     rows = rows.having(**trimmed)
     for name in columns:
-        missing = pc.fill_null(pc.equal(rows.columns[name], ""), True)
+        missing = pc.fill_null(pc.match_substring_regex(rows.columns[name], NOTHING), True)
         rows = rows.drop(missing, f"no {name}", rejects, columns[0], columns[0])
     for name in columns:
         if name != "text":
             spaced = pc.match_substring_regex(rows.columns[name], r"\s")
             rows = rows.drop(spaced, f"white space in the {name}", rejects, name, name)
+            long = pc.greater(pc.binary_length(rows.columns[name]), MAX_ID_BYTES)
+            rows = rows.drop(long, f"a {name} of more than {MAX_ID_BYTES} bytes", rejects, name, name)
     return rows
 
 

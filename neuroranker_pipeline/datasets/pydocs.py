@@ -76,9 +76,13 @@ class PydocsSettings:
         return ("test",)
 
     @property
+    def given_splits(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def max_reject_share(self) -> float:
-        """What is no good query or passage is never made one, so nothing is left to reject."""
-        return 0.0
+        """For collections that are joined: what is no good query or passage here is never made one."""
+        return 0.001
 
     def relevance_level(self, split: str) -> int:
         return 1

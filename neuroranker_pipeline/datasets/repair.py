@@ -14,7 +14,7 @@ def repaired(texts: pa.StringArray) -> pa.StringArray:
     """
     from ftfy import fix_encoding
 
-    plain = pc.string_is_ascii(texts)
+    plain = pc.fill_null(pc.string_is_ascii(texts), True)
     if pc.all(plain, min_count=0).as_py():
         return texts
     damaged = pc.invert(plain)

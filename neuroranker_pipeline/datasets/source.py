@@ -90,9 +90,13 @@ def open_source(settings: Any, root: Path, joined: dict[str, Any] | None = None)
     return JoinedSource(main, others) if others else main
 
 
+def data_folder(settings: Any, root: Path) -> Path:
+    """Where the files of a data set are: its folder, below the data root unless it is absolute."""
+    return root.expanduser() / Path(settings.folder).expanduser()
+
+
 def _open(settings: Any, root: Path) -> Source:
     source = SOURCES[settings.source][1]
     if not hasattr(settings, "folder"):
         return source(settings)
-    raw = source(replace(settings, folder=str(root / Path(settings.folder).expanduser())))
-    return PreparedSource(raw)
+    return PreparedSource(source(replace(settings, folder=str(data_folder(settings, root)))))

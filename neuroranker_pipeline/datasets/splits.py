@@ -32,7 +32,8 @@ class CarveSettings:
 @dataclass(frozen=True, kw_only=True)
 class CollectionSettings:
     """folder: where the files are, absolute or below the data root.
-    max_reject_share: the share of rows that may be unusable; above it the asset fails.
+    max_reject_share: the share of rows that may be unusable; above it the asset fails (the main collection's holds for
+    joined ones too).
     repair_encoding: mend text that was decoded wrongly (ftfy).
     max_train_queries: at most so many training queries, chosen by a hash of the qid.
     """
@@ -55,6 +56,11 @@ class CollectionSettings:
     def test_splits(self) -> tuple[str, ...]:
         """The splits that are reported and decide nothing, each a partition of its own."""
         return ("test",)
+
+    @property
+    def given_splits(self) -> tuple[str, ...]:
+        """The test splits whose candidates came with the data."""
+        return ()
 
     def relevance_level(self, split: str) -> int:
         """The lowest grade that counts as relevant in binary measures."""

@@ -25,7 +25,7 @@ TEACHER_SCORES = SCORES.append(pa.field("cross_encoder", pa.float32()))
 # Rows from outside on their way into a table, with the place they stand at.
 PLACE = [("file", pa.string()), ("line", pa.int64())]
 JUDGMENTS = pa.schema([*QRELS, *PLACE])
-GIVEN = pa.schema([*SCORES, *PLACE])
+GIVEN = pa.schema([*SCORES, ("split", pa.string()), *PLACE])
 
 ROWS_PER_FILE = 500_000
 
@@ -115,12 +115,13 @@ def rechunked(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Recor
 def read_texts(folder: Path, key: str, wanted: Iterable[str] | None = None) -> dict[str, str]:
     """``{id: text}`` of a passages or queries folder (``key`` is pid or qid), of the ``wanted`` ids alone when given.
 
-    Streams the files, so that a few texts of a large collection need little memory.
+    A file at a time, so that a few texts of a large collection need little memory.
     """
     ids = None if wanted is None else pa.array(sorted(set(wanted)), pa.string())
     found: dict[str, str] = {}
-    for batch in read_batches(folder, [key, "text"]):
-        rows = batch if ids is None else batch.filter(pc.is_in(batch[key], ids))
+    for file in parquet_files(folder):
+        table = pq.read_table(file, columns=[key, "text"])
+        rows = table if ids is None else table.filter(pc.is_in(table[key], ids))
         found.update(zip(rows[key].to_pylist(), rows["text"].to_pylist(), strict=True))
     return found
 

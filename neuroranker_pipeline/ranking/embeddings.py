@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from neuroranker_pipeline.datasets.tables import read_table, write_table
+from neuroranker_pipeline.datasets.tables import parquet_files, write_table
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute
@@ -90,9 +91,15 @@ def _shifted(progress: Progress, before: int, total: int, label: str, done: int,
     progress(label, before + done, total)
 
 
-def read_embeddings(folders: Path | list[Path]) -> Embeddings:
-    """Read embeddings written by ``embed_passages``; memory is 4 bytes a component."""
-    table = read_table(folders).combine_chunks()
+def read_embeddings(folders: Path | list[Path], wanted: pa.Array | None = None) -> Embeddings:
+    """Read embeddings written by ``embed_passages``, of the ``wanted`` pids alone where given.
+
+    Memory is 8 bytes a component of what is kept, and one file.
+    """
+    files = [file for folder in ([folders] if isinstance(folders, Path) else folders) for file in parquet_files(folder)]
+    parts = (pq.read_table(file) for file in files)
+    kept = (part if wanted is None else part.filter(pc.is_in(part["pid"], wanted)) for part in parts)
+    table = pa.concat_tables(kept).combine_chunks()
     column = table["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
     return Embeddings(table["pid"].combine_chunks(), vectors)

@@ -120,4 +120,4 @@ def test_every_setting_belongs_to_an_asset(settings: Settings) -> None:
     """A setting that no fingerprint sees would change nothing when it is changed."""
     used = {name.partition(".")[0] for asset in ASSETS for name in asset.settings}
     # The raw data's digest covers the settings of its source.
-    assert {field for field in vars(settings) if field not in used} == {"profile", "data"}
+    assert {field for field in vars(settings) if field not in used} == {"profile", "data", "training_collections"}

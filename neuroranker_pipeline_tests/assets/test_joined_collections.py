@@ -91,6 +91,15 @@ def test_candidates_come_from_the_query_s_own_collection(joined: Workspace) -> N
         assert not any(":" in row["pid"] for row in read_table(joined.lake.read("bm25_candidates", shard)).to_pylist())
 
 
+def test_ids_that_would_pass_for_another_collection_s_are_refused(tmp_path: Path) -> None:
+    write_beir(tmp_path / "animals", ANIMALS, {"train": 12, "dev": 24, "test": 8})
+    write_beir(tmp_path / "colors", COLORS, {"train": 4})
+    for file in (tmp_path / "animals" / "queries.jsonl", *(tmp_path / "animals" / "qrels").iterdir()):
+        file.write_text(file.read_text().replace("q3", "colors:q3"))
+    with pytest.raises(NeuroRankerError, match="ids of the main collection begin with 'colors' and a colon"):
+        candidates(workspace(tmp_path))
+
+
 def test_a_joined_collection_without_training_queries_is_named(tmp_path: Path) -> None:
     write_beir(tmp_path / "animals", ANIMALS, {"train": 12, "dev": 24, "test": 8})
     write_beir(tmp_path / "colors", COLORS, {"dev": 4, "test": 4})

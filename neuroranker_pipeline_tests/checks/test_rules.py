@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from neuroranker_pipeline.checks import evaluation, export, ranking, retrieval, serving
+from neuroranker_pipeline.checks import corpus, evaluation, export, ranking, retrieval, serving
 from neuroranker_pipeline.datasets.tables import CANDIDATES, SCORES
 
 
@@ -93,3 +93,13 @@ def test_counts_measures_and_answers_must_be_equal() -> None:
     assert not evaluation.agrees_with_trec_eval({"MRR@10": 0.5}, {}).passed
     assert serving.bento_answers_correctly([1, 0], [1, 0]).passed
     assert not serving.bento_answers_correctly([0, 1], [1, 0]).passed
+
+
+def test_every_given_run_must_answer_its_own_test_set() -> None:
+    asked = pa.table({"qid": ["a1", "a2", "b1"], "split": ["test-a", "test-a", "test-b"]})
+    check = corpus.given_candidates_are_usable
+    given = candidates(("a1", "p", 1, 1.0), ("a2", "p", 1, 1.0))
+    assert check(given, asked, ()).passed
+    assert check(given, asked, ("test-a",)).passed
+    assert not check(given, asked, ("test-a", "test-b")).passed
+    assert not check(given.slice(0, 1), asked, ("test-a",)).passed

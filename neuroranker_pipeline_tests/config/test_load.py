@@ -70,7 +70,7 @@ def test_overrides_win(tmp_path: Path) -> None:
         ),
         (
             "bm25: {colour: red}",
-            r"bm25\.colour: unknown key; known keys: b, depth, heap_mb, k1, keep_stopwords, language, stemmer, threads, tune",
+            r"bm25\.colour: unknown key; known keys: b, depth, heap_mb, k1, keep_stopwords, language, stemmer, threads",
         ),
         ("bm25: {k1: -1}", r"mine\.yaml: bm25\.k1 must be from 0 to 100, got -1"),
         ("bm25: {depth: many}", r"bm25\.depth: input should be a valid integer.*got 'many'"),

@@ -103,7 +103,7 @@ def test_missing_files_and_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tests": ("dev",)}, "^tests must be test or test-<name>, got 'dev'"),
+        ({"tests": ("dev",)}, "^tests must be test or test-<name> of letters"),
         ({"tests": ("test-",)}, "^tests must be"),
         ({"queries": QueryFile(split="a"), "qrels": JudgmentFile(split="b")}, r"^qrels\.split must be left out"),
     ],
@@ -111,6 +111,13 @@ def test_missing_files_and_columns(tmp_path: Path) -> None:
 def test_bad_settings_name_the_field(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FilesSettings(**settings)
+
+
+@pytest.mark.parametrize("kind", [PassageFile, QueryFile, JudgmentFile])
+@pytest.mark.parametrize("file", ["", "/etc/passwd"])
+def test_a_file_is_named_below_the_folder(kind: type, file: str) -> None:
+    with pytest.raises(ValueError, match=r"^file must be a name or pattern below data\.folder"):
+        kind(file=file)
 
 
 def test_a_passage_needs_a_text_column() -> None:

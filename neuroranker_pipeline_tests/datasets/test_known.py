@@ -13,6 +13,7 @@ from neuroranker_pipeline.datasets.tables import CANDIDATES, GIVEN, JUDGMENTS, P
 from neuroranker_pipeline_tests.datasets.raw import table, tuples
 
 QIDS, PIDS = pa.array(["q1", "q2", "t1"]), pa.array(["p1", "p2", "p3"])
+ASKED = pa.table({"qid": ["q1", "q2", "t1"], "split": ["test-a", "test-a", "train"]})
 
 
 def judgments(*rows: tuple) -> pa.Table:
@@ -20,7 +21,7 @@ def judgments(*rows: tuple) -> pa.Table:
 
 
 def given_run(*rows: tuple) -> pa.Table:
-    return table(GIVEN, *((*row, "run.trec", line) for line, row in enumerate(rows, 1)))
+    return table(GIVEN, *((*row, "test-a", "run.trec", line) for line, row in enumerate(rows, 1)))
 
 
 def shown(rejects: Rejects) -> list[tuple]:
@@ -83,21 +84,28 @@ def test_the_first_judgment_of_a_pair_stays_in_its_place(rows: list[tuple]) -> N
 def test_nothing_to_judge() -> None:
     rejects = Rejects()
     assert known_judgments(judgments(), QIDS, PIDS, rejects).num_rows == 0
-    assert known_candidates(given_run(), QIDS, PIDS, rejects).num_rows == 0
+    assert known_candidates(given_run(), ASKED, PIDS, rejects).num_rows == 0
     assert rejects.total == 0
 
 
 def test_candidates_are_ranked_by_score_then_pid() -> None:
     rejects = Rejects()
-    rows = [("q2", "p1", 1.0), ("q2", "p3", 2.0), ("q2", "p2", 2.0), ("unjudged", "p1", 1.0), ("q1", "p1", -3.0)]
-    found = known_candidates(given_run(*rows), QIDS, PIDS, rejects)
+    rows = [
+        ("q2", "p1", 1.0),
+        ("q2", "p3", 2.0),
+        ("q2", "p2", 2.0),
+        ("unjudged", "p1", 1.0),
+        ("t1", "p1", 1.0),
+        ("q1", "p1", -3.0),
+    ]
+    found = known_candidates(given_run(*rows), ASKED, PIDS, rejects)
     assert tuples(found, CANDIDATES) == [
         ("q2", "p2", 1, 2.0),
         ("q2", "p3", 2, 2.0),
         ("q2", "p1", 3, 1.0),
         ("q1", "p1", 1, -3.0),
     ]
-    assert rejects.left_out == {"candidates of a query without a judgment": 1}
+    assert rejects.left_out == {"candidates of a query outside the test set": 2}
     rejects.demand()
 
 
@@ -112,7 +120,7 @@ def test_candidates_are_ranked_by_score_then_pid() -> None:
 )
 def test_candidates_that_cannot_be(row: tuple, reason: str) -> None:
     rejects = Rejects()
-    assert tuples(known_candidates(given_run(("q1", "p1", 1.0), row), QIDS, PIDS, rejects), CANDIDATES) == [
+    assert tuples(known_candidates(given_run(("q1", "p1", 1.0), row), ASKED, PIDS, rejects), CANDIDATES) == [
         ("q1", "p1", 1, 1.0)
     ]
     assert shown(rejects) == [("run.trec", 2, row[1], reason)]

@@ -46,7 +46,8 @@ class Raw:
         return self._rows("judgments", "qid", "pid", "grade", "split")
 
     def run_rows(self, rejects: Rejects) -> Iterator[Rows]:
-        return self._rows("run", "qid", "pid", "score")
+        for rows in self._rows("run", "qid", "pid", "score"):
+            yield rows.having(split=pa.array(["test"] * len(rows), pa.string()))
 
     def _rows(self, name: str, *columns: str) -> Iterator[Rows]:
         lines = self._tables[name]
@@ -78,6 +79,8 @@ def test_passages_are_trimmed_and_what_is_missing_is_rejected() -> None:
         ("p 6", "x"),
         ("p\t7", "x"),
         ("p8", "8"),
+        ("p9", "\x01 \x1f"),
+        ("p" * 513, "x"),
     ]
     assert passages(raw(passages=lines), rejects) == [("p1", "one"), ("p8", "8")]
     assert reasons(rejects) == [
@@ -87,9 +90,11 @@ def test_passages_are_trimmed_and_what_is_missing_is_rejected() -> None:
         (5, "no pid"),
         (6, "white space in the pid"),
         (7, "white space in the pid"),
+        (9, "no text"),
+        (10, "a pid of more than 512 bytes"),
     ]
-    assert rejects.table()["id"].to_pylist() == ["p2", "p3", "", "", "p 6", "p\t7"]
-    assert (rejects.accepted, rejects.count) == (2, 6)
+    assert rejects.table()["id"].to_pylist() == ["p2", "p3", "", "", "p 6", "p\t7", "p9", "p" * 80]
+    assert (rejects.accepted, rejects.count) == (2, 8)
 
 
 def test_of_repeated_ids_the_first_stays_in_a_block_and_across_blocks() -> None:
@@ -172,7 +177,7 @@ def test_given_runs_with_and_without_scores() -> None:
     assert [row[:3] for row in found] == [
         ("q1", "p1", 0.0), ("q1", "p2", -1.0), ("q1", "p3", -2.0), ("q2", "p1", -1.5), ("q2", "p2", 20.0), ("q2", "p6", 3.0),
     ]  # fmt: skip
-    assert found[-1][3:] == ("run.tsv", 10)
+    assert found[-1][3:] == ("test", "run.tsv", 10)
     assert reasons(rejects) == [
         (6, "the score is no number"),
         (7, "the score is no number"),

@@ -113,3 +113,10 @@ def test_the_report_counts_grade_two_as_relevant_and_is_in_the_bento(lake: Lake)
     assert report["queries"] == TEST
     assert report["split"] == "test-dl19"
     assert lake.usable("ranker_bento").checks[0].passed
+
+
+def test_the_recorded_measures_of_bm25_are_those_of_the_report(lake: Lake) -> None:
+    report = json.loads((lake.read("eval_report", "test-dl19") / "report.json").read_text())
+    (bm25,) = [row for row in report["rankers"] if row["ranker"] == "BM25"]
+    recorded = lake.usable("bm25_candidates", "test-dl19").figures
+    assert {name: recorded[name] for name in bm25["measures"]} == pytest.approx(bm25["measures"])
