@@ -70,6 +70,7 @@ def test_a_fresh_process_starts_quietly_without_heavy_imports_and_keeps_ctrl_c(t
     code = """
 import os, signal, sys, time
 from neuroranker_pipeline.retrieval.jvm import java_class, start_jvm
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 start_jvm(128, 3)
 start_jvm(256, 5)
 runtime = java_class("java.lang.Runtime").getRuntime()
