@@ -7,6 +7,7 @@ planner (fingerprints) alike.
 
 # No postponed annotations here: Dagster reads those of the functions it is given, which are defined in a method.
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -123,7 +124,7 @@ class LakeAsset:
             name=self.name,
             group_name=self.group,
             kinds=set(self.kinds),
-            description=self.body.__doc__,
+            description=inspect.getdoc(self.body),  # not indented, which Markdown takes for code
             deps=[
                 *([RAW_DATASET] if self.from_source else []),
                 *(need.to_dagster(settings) for need in self.needs),
