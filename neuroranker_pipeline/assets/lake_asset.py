@@ -38,12 +38,15 @@ GPU_TAGS = {"neuroranker/device": "gpu", "dagster/priority": "1", "dagster/max_r
 @dataclass(frozen=True)
 class Needs:
     """An input, and which of its shards: the step's own, all, those that training reads, those that training and
-    choosing read, dev, or None for an input without partitions."""
+    choosing read, dev, or None for an input without partitions; ``when``: the settings that need it, all by default."""
 
     asset: "LakeAsset"
     shards: Literal["own", "all", "train", "train+dev", "dev"] | None = None
+    when: Callable[[Settings], bool] = lambda _: True
 
     def keys(self, settings: Settings, own: str | None) -> list[str | None]:
+        if not self.when(settings):
+            return []
         match self.shards:
             case None:
                 return [None]
@@ -127,7 +130,7 @@ class LakeAsset:
             description=inspect.getdoc(self.body),  # not indented, which Markdown takes for code
             deps=[
                 *([RAW_DATASET] if self.from_source else []),
-                *(need.to_dagster(settings) for need in self.needs),
+                *(need.to_dagster(settings) for need in self.needs if need.when(settings)),
             ],
             partitions_def=dg.StaticPartitionsDefinition(shard_keys(self.shards, settings)) if self.shards else None,
             check_specs=[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
@@ -12,7 +11,14 @@ from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
 from neuroranker_pipeline.assets.previews import bars, table_preview
 from neuroranker_pipeline.assets.retrieval import bm25_candidates
 from neuroranker_pipeline.assets.step import Step
-from neuroranker_pipeline.assets.training import embed_shard, list_pairs, record_training, texts_for
+from neuroranker_pipeline.assets.training import (
+    embed_shard,
+    lists_with_texts,
+    pairs_to_learn_from,
+    record_training,
+    texts_for,
+    write_card,
+)
 from neuroranker_pipeline.checks import ranking as checks
 from neuroranker_pipeline.datasets.shards import judgments_of
 from neuroranker_pipeline.datasets.tables import SCORES, TEACHER_SCORES, read_table, write_table
@@ -64,7 +70,7 @@ def base_scores(step: Step) -> None:
     student, compute = step.settings.student, pick_compute(step.settings.device)
     model = BiEncoder.load(student.base, student.layers, student.max_length)
     texts, _ = texts_for(step, candidates, passages=False)
-    encoded = encode_texts(texts, list(texts), TorchEncoder(model, compute), "qid")
+    encoded = encode_texts(texts, list(texts), TorchEncoder(model, compute, step.work), "qid")
     vectors = read_embeddings(step.read_all("base_embeddings"), pc.unique(candidates["pid"]))
     scores = cosine_scores(candidates, encoded, vectors)
     level = step.settings.data.relevance_level(step.partition)
@@ -90,7 +96,8 @@ def teacher_checkpoint(step: Step) -> None:
     queries, each of the two knows what the other does not.
     """
     from neuroranker_pipeline.ranking.device import pick_compute
-    from neuroranker_pipeline.ranking.lists import positives, with_positives
+    from neuroranker_pipeline.ranking.launch import train
+    from neuroranker_pipeline.ranking.lists import positives
     from neuroranker_pipeline.ranking.models import CrossEncoder
     from neuroranker_pipeline.ranking.scoring import (
         add_scores,
@@ -99,25 +106,20 @@ def teacher_checkpoint(step: Step) -> None:
         score_candidates,
         top_by,
     )
-    from neuroranker_pipeline.ranking.teacher import train_teacher
 
-    judged = read_table(step.read("qrels"))
-    candidates = with_positives(read_table(step.read_all("bm25_candidates", "train")), judged)
-    prior = read_table(step.read_all("base_scores"))
+    settings, relevant = step.settings.teacher, positives(read_table(step.read("qrels")))
     dev = top_by(read_table(step.read("base_scores", "dev")), step.settings.cascade_depth)
-    texts, found = texts_for(step, pa.concat_tables([candidates.select(["qid", "pid"]), dev.select(["qid", "pid"])]))
-    settings, relevant = step.settings.teacher, positives(judged)
-    result = train_teacher(
-        candidates,
-        judged,
+    lists, texts, found = lists_with_texts(step, settings.lists, dev, teacher=False)
+    result = train(
+        lists,
         texts,
         found,
+        relevant,
         settings,
         step.settings.seed,
         step.out,
         step.work,
         dev=dev if settings.training.eval_every else None,
-        prior=prior,
         device=step.settings.device,
         progress=step.progress,
     )
@@ -125,12 +127,15 @@ def teacher_checkpoint(step: Step) -> None:
     alone = score_candidates(CrossEncoder.load(step.out), dev, texts, found, compute, step.progress)
     factor = settings.base_weight * mean_spread(alone) / mean_spread(dev)
     (step.out / ENSEMBLE).write_text(json.dumps({"base_factor": factor}))
-    mrr = mean_reciprocal_rank(add_scores(alone, dev, factor), relevant)
-    bm25 = mean_reciprocal_rank(read_table(step.read("bm25_candidates", "dev")), relevant)
+    bm25_run, total = read_table(step.read("bm25_candidates", "dev")), add_scores(alone, dev, factor)
+    mrr, bm25 = mean_reciprocal_rank(total, relevant), mean_reciprocal_rank(bm25_run, relevant)
     record_training(step, result)
     figures = {"dev/MRR@10": mrr, "dev/cross-encoder/MRR@10": mean_reciprocal_rank(alone, relevant)}
     step.record(**figures, **{"dev/BM25/MRR@10": bm25, "base_factor": factor})
     step.check(checks.beats_bm25(mrr, bm25, step.settings.bounds.teacher_over_bm25))
+    ensemble = {"with the base student's score": total} if factor else {}
+    runs = {"this model": alone, **ensemble, "base student": dev, "BM25": bm25_run}
+    write_card(step, settings, result, runs, factor)
 
 
 @lake_asset(
@@ -156,23 +161,19 @@ def teacher_scores(step: Step) -> None:
     base student ranks highest (a cascade), the others keeping its order.
     """
     from neuroranker_pipeline.ranking.device import pick_compute
-    from neuroranker_pipeline.ranking.lists import sample_lists, with_positives
     from neuroranker_pipeline.ranking.models import CrossEncoder
     from neuroranker_pipeline.ranking.scoring import add_scores, score_candidates, top_by
 
     assert step.partition is not None
     prior = read_table(step.read("base_scores"))
     if step.partition.startswith("train"):
-        judged = read_table(step.read("qrels"))
-        candidates = with_positives(read_table(step.read("bm25_candidates")), judged)
-        lists = sample_lists(candidates, judged, step.settings.student.lists, step.settings.seed, prior=prior)
-        pairs = list_pairs(lists)
+        pairs = pairs_to_learn_from(step, prior)
     else:
         pairs = top_by(prior, step.settings.cascade_depth)
     texts, found = texts_for(step, pairs)
     compute = pick_compute(step.settings.device)
     model = CrossEncoder.load(step.read("teacher_checkpoint"))
-    alone = score_candidates(model, pairs, texts, found, compute, step.progress)
+    alone = score_candidates(model, pairs, texts, found, compute, step.progress, step.work)
     factor = json.loads((step.read("teacher_checkpoint") / ENSEMBLE).read_text())["base_factor"]
     scores = add_scores(alone, prior, factor).append_column("cross_encoder", alone["score"])
     step.record(write_table(step.out, scores, TEACHER_SCORES))

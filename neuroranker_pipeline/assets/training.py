@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,19 @@ import pyarrow.compute as pc
 from neuroranker_pipeline.assets.previews import curve
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import ranking as checks
-from neuroranker_pipeline.datasets.shards import rows_of_shard
-from neuroranker_pipeline.datasets.tables import count_rows, read_rows, read_texts, rechunked
+from neuroranker_pipeline.datasets.licences import terms_of
+from neuroranker_pipeline.datasets.shards import judgments_of, rows_of_shard
+from neuroranker_pipeline.datasets.tables import count_rows, read_rows, read_table, read_texts
+from neuroranker_pipeline.orchestration.partitions import train_shards
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.ranking.lists import TrainingLists
     from neuroranker_pipeline.ranking.loop import TrainingResult
     from neuroranker_pipeline.ranking.models import BiEncoder
+    from neuroranker_pipeline.ranking.settings import ListSettings, StudentSettings, TeacherSettings
 
 TRAINING_RECORD = "training.json"
-ROWS_AT_A_TIME = 50_000  # passages encoded together: enough to find neighbours of the same length
+CARD_MEASURES = ("MRR@10", "nDCG@10")
 
 
 def texts_for(step: Step, pairs: pa.Table, passages: bool = True) -> tuple[dict[str, str], dict[str, str]]:
@@ -33,11 +37,48 @@ def texts_for(step: Step, pairs: pa.Table, passages: bool = True) -> tuple[dict[
     return queries, found
 
 
+def draw_lists(step: Step, settings: ListSettings, teacher: bool) -> TrainingLists:
+    """The training lists of all training queries, drawn a shard at a time; with the teacher's scores if told to.
+
+    Equal to those drawn from everything at once, in the memory of one shard's candidates.
+    """
+    from neuroranker_pipeline.ranking.lists import join_lists, sample_lists
+
+    judged, parts = read_table(step.read("qrels")), []
+    for shard in train_shards(step.settings):
+        candidates, prior = (read_table(step.read(name, shard)) for name in ("bm25_candidates", "base_scores"))
+        scores = read_table(step.read("teacher_scores", shard)) if teacher else None
+        parts.append(sample_lists(candidates, judged, settings, step.settings.seed, prior=prior, teacher=scores))
+    return join_lists(parts, settings, step.settings.seed)
+
+
+def lists_with_texts(
+    step: Step, settings: ListSettings, dev: pa.Table, teacher: bool
+) -> tuple[TrainingLists, dict[str, str], dict[str, str]]:
+    """``draw_lists``, and the texts of the drawn and of the dev queries and passages alone."""
+    lists = draw_lists(step, settings, teacher)
+    return lists, *texts_for(step, pa.concat_tables([list_pairs(lists), dev.select(["qid", "pid"])]))
+
+
 def list_pairs(lists: TrainingLists) -> pa.Table:
     """The distinct (qid, pid) pairs of training lists."""
     qids = np.repeat(np.asarray(lists.qids, dtype=object), lists.pids.shape[1])
     table = pa.table({"qid": pa.array(qids, pa.string()), "pid": pa.array(lists.pids.ravel(), pa.string())})
     return table.group_by(["qid", "pid"], use_threads=False).aggregate([])
+
+
+def pairs_to_learn_from(step: Step, prior: pa.Table) -> pa.Table:
+    """The pairs (qid, pid) of a training shard that the teacher is to score: those of the student's training lists.
+
+    Lists that the teacher's own scores decide on (``teacher_margin``) need its scores of all that they may draw.
+    """
+    from neuroranker_pipeline.ranking.lists import sample_lists, with_positives
+
+    settings = step.settings.student.lists
+    candidates, judged = read_table(step.read("bm25_candidates")), read_table(step.read("qrels"))
+    if settings.teacher_margin is not None:
+        return with_positives(candidates, judged).select(["qid", "pid"])
+    return list_pairs(sample_lists(candidates, judged, settings, step.settings.seed, prior=prior))
 
 
 def embed_shard(step: Step, model: BiEncoder) -> None:
@@ -49,8 +90,9 @@ def embed_shard(step: Step, model: BiEncoder) -> None:
     compute = pick_compute(step.settings.device)
     folder = step.read("passages")
     rows = rows_of_shard(count_rows(folder), step.partition, step.settings.shards.passages)
-    batches = rechunked(read_rows(folder, rows), ROWS_AT_A_TIME)
-    step.record(embed_passages(batches, rows.stop - rows.start, step.out, model, compute, step.progress))
+    total = rows.stop - rows.start
+    batches = read_rows(folder, rows)
+    step.record(embed_passages(batches, total, step.out, model, compute, step.progress, step.work))
     step.device = str(compute)
     embedded = read_embeddings(step.out)
     expected = [pid for batch in read_rows(folder, rows, ["pid"]) for pid in batch["pid"].to_pylist()]
@@ -72,6 +114,31 @@ def record_training(step: Step, result: TrainingResult) -> None:
         examples_per_second=result.examples / max(result.seconds, 1e-9),
         **({"dev/MRR@10": result.dev_mrr} if result.dev_mrr is not None else {}),
     )
+
+
+def write_card(
+    step: Step,
+    settings: TeacherSettings | StudentSettings,
+    result: TrainingResult,
+    runs: Mapping[str, pa.Table],
+    base_factor: float = 0.0,
+) -> None:
+    """Put a model card beside the weights, with the measures of some rankers' runs over the dev queries."""
+    from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
+    from neuroranker_pipeline.evaluation.significance import bootstrap_interval
+    from neuroranker_pipeline.ranking.card import CARD, Estimate, model_card
+    from neuroranker_pipeline.ranking.lists import positives
+
+    judged = judgments_of(read_table(step.read("qrels")), pc.unique(runs["BM25"]["qid"]).to_pylist())
+    judged = judgments_of(judged, positives(judged))
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for name, run in runs.items():
+        _, found = measure_vectors(ranked(run.select(["qid", "pid", "score"])), judged, CARD_MEASURES)
+        estimates[name] = {m: Estimate(float(v.mean()), *bootstrap_interval(v)) for m, v in found.items()}
+    data = terms_of(step.source, step.settings.data, step.settings.training_collections)
+    queries = pc.count_distinct(judged["qid"]).as_py()
+    card = model_card(settings, step.settings.seed, result, data, estimates, queries, base_factor)
+    (step.out / CARD).write_text(card, encoding="utf-8")
 
 
 def training_history(folder: Path) -> list[dict[str, Any]]:

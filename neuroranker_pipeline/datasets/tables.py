@@ -132,7 +132,9 @@ def count_rows(folder: Path) -> int:
 
 
 def parquet_files(folder: Path) -> list[str]:
-    """The folder's Parquet files in name order; raises ``BadInput`` when there is none."""
+    """The folder's Parquet files in name order, or the one file given; raises ``BadInput`` when there is none."""
+    if folder.is_file():
+        return [str(folder)]
     files = sorted(str(file) for file in folder.glob("*.parquet"))
     if not files:
         raise BadInput(f"{folder}: no Parquet file here; run the asset that writes it first")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neuroranker_pipeline.datasets.tables import parquet_files, write_table
+from neuroranker_pipeline.datasets.tables import parquet_files, rechunked, write_table
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute
+from neuroranker_pipeline.ranking.distributed import World
 from neuroranker_pipeline.ranking.models import BiEncoder
+from neuroranker_pipeline.ranking.parts import ROWS_PER_PART, RowsOfTexts, infer_in_parts
 from neuroranker_pipeline.ranking.scoring import scores_table, texts
 
 ROWS_PER_PRODUCT = 65_536  # bounds the memory of gathered vectors to about 200 MB at 384 dimensions
@@ -31,13 +32,24 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class TorchEncoder:
-    """A ``BiEncoder`` with its device and precision, as an ``Encoder``."""
+    """A ``BiEncoder`` with its device and precision, as an ``Encoder``; ``work`` keeps finished parts of many texts."""
 
     model: BiEncoder
     compute: Compute
+    work: Path | None = None
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        return self.model.encode(texts, self.compute)
+        def column(part: pa.RecordBatch) -> tuple[list[str]]:
+            return (part["text"].to_pylist(),)
+
+        def kept(_: pa.RecordBatch, vectors: np.ndarray) -> pa.Table:
+            return pa.table({"embedding": _as_column(vectors)})
+
+        parts = pa.table({"text": pa.array(texts, pa.string())}).to_batches(max_chunksize=ROWS_PER_PART)
+        rows = RowsOfTexts(parts, len(texts), column, self.model.tokenize, kept)
+        tables = list(infer_in_parts(self.model, rows, self.compute, "encoding", work=self.work))
+        vectors = [_as_vectors(table["embedding"].combine_chunks()) for table in tables]
+        return np.concatenate([np.zeros((0, self.model.dimension), np.float32), *vectors])
 
 
 @dataclass(frozen=True)
@@ -68,27 +80,27 @@ def embed_passages(
     model: BiEncoder,
     compute: Compute,
     progress: Progress = silent,
+    work: Path | None = None,
+    world: World = World(),
 ) -> int:
     """Embed ``total`` passages (batches of pid, text) into Parquet files in ``out``; returns how many.
 
-    Streams: memory is bounded by one batch.
+    Streams: memory is bounded by three parts.
+    work: keeps finished parts, so that the same call after ``kill -9`` goes on where it stopped and writes the same;
+    world: the processes that share the work, of which the first writes ``out``. See ``infer_in_parts``.
     """
     schema = embedding_schema(model.dimension)
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        done = 0
-        for batch in passages:
-            vectors = model.encode(batch["text"].to_pylist(), compute, partial(_shifted, progress, done, total))
-            done += batch.num_rows
-            flat = pa.array(vectors.ravel(), pa.float32())
-            column = pa.FixedSizeListArray.from_arrays(flat, model.dimension)
-            yield pa.RecordBatch.from_arrays([batch["pid"], column], schema=schema)
+    def column(part: pa.RecordBatch) -> tuple[list[str]]:
+        return (part["text"].to_pylist(),)
 
-    return write_table(out, batches(), schema)
+    def kept(part: pa.RecordBatch, vectors: np.ndarray) -> pa.Table:
+        return pa.table([part["pid"], _as_column(vectors)], schema=schema)
 
-
-def _shifted(progress: Progress, before: int, total: int, label: str, done: int, _: int) -> None:
-    progress(label, before + done, total)
+    rows = RowsOfTexts(rechunked(passages, ROWS_PER_PART), total, column, model.tokenize, kept)
+    tables = infer_in_parts(model, rows, compute, "encoding", progress, work, world)
+    batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
+    return write_table(out, batches, schema) if world.main else sum(batch.num_rows for batch in batches)
 
 
 def read_embeddings(folders: Path | list[Path], wanted: pa.Array | None = None) -> Embeddings:
@@ -100,9 +112,15 @@ def read_embeddings(folders: Path | list[Path], wanted: pa.Array | None = None) 
     parts = (pq.read_table(file) for file in files)
     kept = (part if wanted is None else part.filter(pc.is_in(part["pid"], wanted)) for part in parts)
     table = pa.concat_tables(kept).combine_chunks()
-    column = table["embedding"].combine_chunks()
-    vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-    return Embeddings(table["pid"].combine_chunks(), vectors)
+    return Embeddings(table["pid"].combine_chunks(), _as_vectors(table["embedding"].combine_chunks()))
+
+
+def _as_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
+
+
+def _as_vectors(column: pa.FixedSizeListArray) -> np.ndarray:
+    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
 
 def encode_texts(found: Mapping[str, str], ids: list[str], encoder: Encoder, field: str) -> Embeddings:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +15,16 @@ from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.ranking.settings import ListSettings
 
 RELEVANT = 1  # the lowest grade of a positive
+PAIR = ["qid", "pid"]
 
 
 @dataclass(frozen=True)
 class TrainingLists:
-    """``n`` lists of ``k`` passages, the positive first.
+    """``n`` lists of ``k`` passages, the positive first; a query's lists stand together, queries in the order of qids.
 
     qids: n strings; pids: (n, k) object array of strings; prior, teacher: (n, k) float32, or ``None`` where no such
-    scores were given. skipped: queries left out for lack of a positive or of enough negatives.
+    scores were given. relevant: the judged positives of every qid, drawn or not. skipped: judged queries left out for
+    lack of a positive or of enough negatives.
     """
 
     qids: list[str]
@@ -42,6 +44,19 @@ class TrainingLists:
             state.update(b"-" if scores is None else scores.tobytes())
         return state.hexdigest()
 
+    def with_teacher(self, scores: pa.Table) -> TrainingLists:
+        """The same lists with ``teacher`` from a scores table; raises ``BadInput`` for a passage that it lacks."""
+        pairs = {"qid": pa.array(np.repeat(self.qids, self.pids.shape[1]), pa.string())}
+        rows = pa.table({**pairs, "pid": pa.array(self.pids.ravel(), pa.string()), "row": np.arange(self.pids.size)})
+        joined = rows.join(scores.select([*PAIR, "score"]), PAIR, join_type="left outer").sort_by("row")
+        if joined["score"].null_count:
+            first = joined.filter(pc.is_null(joined["score"])).slice(0, 1).to_pylist()[0]
+            raise BadInput(f"qid {first['qid']!r}, pid {first['pid']!r} of the training lists has no teacher score")
+        if len(joined) != self.pids.size:
+            raise BadInput("the teacher's scores hold some (qid, pid) more than once")
+        teacher = joined["score"].to_numpy().astype(np.float32).reshape(self.pids.shape)
+        return replace(self, teacher=teacher)
+
 
 def sample_lists(
     candidates: pa.Table,
@@ -55,46 +70,74 @@ def sample_lists(
 
     ``prior`` and ``teacher`` are scores tables. A passage without a score where a table is given is not drawn, so
     candidates outside a cascade's top are simply not trained on; that holds for the positive too. The draw depends on
-    ``seed`` and the qid alone, not on the order of rows. Raises ``BadInput`` when no query is left.
+    ``seed`` and the qid alone, not on the order of rows or on the other queries: give the candidates of some queries at
+    a time where all of them do not fit in memory, and join the results with ``join_lists``. Raises ``BadInput`` when
+    the settings need scores that are not given; no list at all is no error here, for a part may be small.
     """
     if prior is None and (settings.order == "prior" or settings.false_negative_margin is not None):
         raise BadInput("training lists by prior score need the prior scores of the candidates; none were given")
-    relevant = positives(qrels)
-    table = with_positives(candidates, qrels)
-    table = _attach(_attach(table, prior, "prior"), teacher, "teacher")
-    lists: list[tuple[str, _Group]] = []
+    if teacher is None and settings.teacher_margin is not None:
+        raise BadInput("lists.teacher_margin needs the teacher's scores of the candidates; none were given")
+    pool = _pool(candidates, qrels, prior, teacher)
+    qids: list[str] = []
+    drawn: list[np.ndarray] = []
     skipped = 0
-    for qid, group in _groups(table):
-        for copy in range(settings.lists_per_query if qid in relevant else 0):
-            drawn = _draw(group, relevant[qid], settings, np.random.default_rng([seed, _stable(qid), copy]))
-            skipped += drawn is None
-            if drawn is not None:
-                lists.append((qid, drawn))
-    if not lists:
-        raise BadInput(
-            f"no training list: none of the candidates' queries has a judged positive and {settings.negatives} "
-            "negatives; lower `negatives`, or check that candidates and qrels hold the same qids"
-        )
-    names = sorted({qid for qid, _ in lists}, key=lambda qid: (_stable(f"{seed}/{qid}"), qid))
-    kept = set(names[: settings.queries])
-    lists = [(qid, drawn) for qid, drawn in lists if qid in kept]
+    for number, qid in enumerate(pool.qids):
+        found = [_draw(pool, number, settings, _generator(seed, qid, copy)) for copy in range(settings.lists_per_query)]
+        kept = [rows for rows in found if rows is not None]
+        skipped += not kept
+        qids += [qid] * len(kept)
+        drawn += kept
+    chosen = _choose(qids, settings, seed)
+    rows = np.array([row for qid, row in zip(qids, drawn, strict=True) if qid in chosen], dtype=np.int64)
+    rows = rows.reshape(-1, 1 + settings.negatives)
+    judged = _judged(qrels)
     return TrainingLists(
-        qids=[qid for qid, _ in lists],
-        pids=np.array([drawn.pids for _, drawn in lists], dtype=object),
-        prior=None if prior is None else np.stack([drawn.prior for _, drawn in lists]),
-        teacher=None if teacher is None else np.stack([drawn.teacher for _, drawn in lists]),
-        relevant={qid: relevant[qid] for qid in kept},
+        qids=[qid for qid in qids if qid in chosen],
+        pids=_strings(pool.pids.take(pa.array(rows.ravel()))).reshape(rows.shape),
+        prior=None if prior is None else pool.prior[rows],
+        teacher=None if teacher is None else pool.teacher[rows],
+        relevant=_by_query(judged.filter(pc.is_in(judged["qid"], pa.array(sorted(chosen), pa.string())))),
         skipped=skipped,
+    )
+
+
+def join_lists(parts: Sequence[TrainingLists], settings: ListSettings, seed: int) -> TrainingLists:
+    """The lists of all parts, equal to those that ``sample_lists`` draws from all their queries at once.
+
+    A part holds the lists drawn, with the same settings and seed, from some of the queries; the cap ``queries`` is
+    applied to the whole. Raises ``BadInput`` when there is no list, or when a query is in two parts.
+    """
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        raise no_lists(settings)
+    relevant = {qid: pids for part in filled for qid, pids in part.relevant.items()}
+    if len(relevant) != sum(len(part.relevant) for part in filled):
+        raise BadInput("training lists to be joined must come from different queries; some qid is in two parts")
+    qids = [qid for part in filled for qid in part.qids]
+    chosen = _choose(qids, settings, seed)
+    rows = [row for row in sorted(range(len(qids)), key=qids.__getitem__) if qids[row] in chosen]
+    return TrainingLists(
+        qids=[qids[row] for row in rows],
+        pids=np.concatenate([part.pids for part in filled])[rows],
+        prior=_join_scores([part.prior for part in filled], rows),
+        teacher=_join_scores([part.teacher for part in filled], rows),
+        relevant={qid: pids for qid, pids in relevant.items() if qid in chosen},
+        skipped=sum(part.skipped for part in parts),
+    )
+
+
+def no_lists(settings: ListSettings) -> BadInput:
+    """The error of a training run that has no list to train on."""
+    return BadInput(
+        f"no training list: none of the candidates' queries has a judged positive and {settings.negatives} "
+        "negatives; lower `negatives`, or check that candidates and qrels hold the same qids"
     )
 
 
 def positives(qrels: pa.Table) -> dict[str, set[str]]:
     """The relevant pids (grade 1 or higher) of every qid."""
-    found: dict[str, set[str]] = {}
-    kept = qrels.filter(pc.greater_equal(qrels["grade"], RELEVANT))
-    for qid, pid in zip(kept["qid"].to_pylist(), kept["pid"].to_pylist(), strict=True):
-        found.setdefault(qid, set()).add(pid)
-    return found
+    return _by_query(_judged(qrels))
 
 
 def with_positives(candidates: pa.Table, qrels: pa.Table) -> pa.Table:
@@ -103,42 +146,69 @@ def with_positives(candidates: pa.Table, qrels: pa.Table) -> pa.Table:
     For training queries only: the teacher has to score a positive for the student to learn from it.
     """
     columns = candidates.select(CANDIDATES.names).cast(CANDIDATES)
-    judged = qrels.filter(pc.greater_equal(qrels["grade"], RELEVANT)).select(["qid", "pid"])
+    judged = _judged(qrels)
     judged = judged.filter(pc.is_in(judged["qid"], pc.unique(columns["qid"])))
-    missed = judged.join(columns.select(["qid", "pid"]), ["qid", "pid"], join_type="left anti")
+    missed = judged.join(columns.select(PAIR), PAIR, join_type="left anti")
     last = columns.group_by("qid").aggregate([("rank", "max")])
     rank = dict(zip(last["qid"].to_pylist(), last["rank_max"].to_pylist(), strict=True))
     added = []
-    for row in missed.sort_by([("qid", "ascending"), ("pid", "ascending")]).to_pylist():
+    for row in missed.sort_by([(name, "ascending") for name in PAIR]).to_pylist():
         rank[row["qid"]] += 1
         added.append({**row, "rank": rank[row["qid"]], "score": 0.0})
     return pa.concat_tables([columns, pa.Table.from_pylist(added, schema=CANDIDATES)])
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Some candidates of one query; scores are NaN where there are none."""
+class _Pool:
+    """The candidates of the judged queries, a query's together by rank (then pid); only what is drawn becomes Python.
 
-    pids: np.ndarray
+    qids: q strings; offsets: (q + 1,) int64, where each query's rows begin; pids: rows strings in Arrow; positive:
+    (rows,) bool; prior, teacher: (rows,) float32, NaN where there are no scores.
+    """
+
+    qids: list[str]
+    offsets: np.ndarray
+    pids: pa.ChunkedArray
+    positive: np.ndarray
     prior: np.ndarray
     teacher: np.ndarray
 
-    def take(self, rows: np.ndarray) -> _Group:
-        return _Group(self.pids[rows], self.prior[rows], self.teacher[rows])
+
+def _pool(candidates: pa.Table, qrels: pa.Table, prior: pa.Table | None, teacher: pa.Table | None) -> _Pool:
+    judged = _judged(qrels)
+    table = with_positives(candidates, qrels)
+    table = table.filter(pc.is_in(table["qid"], pc.unique(judged["qid"]))).select([*PAIR, "rank"])
+    table = _attach(_attach(table, prior, "prior"), teacher, "teacher")
+    judged = judged.append_column("positive", pa.array(np.ones(len(judged), bool)))
+    table = table.join(judged, PAIR, join_type="left outer")
+    qids = pc.unique(table["qid"]).sort()
+    # Sorting numbers first, and strings only where ranks tie, takes a fraction of the time and memory.
+    table = table.append_column("query", pc.index_in(table["qid"], value_set=qids)).drop_columns("qid")
+    table = table.sort_by([(name, "ascending") for name in ("query", "rank", "pid")])
+    return _Pool(
+        qids=qids.to_pylist(),
+        offsets=np.searchsorted(table["query"].to_numpy(), np.arange(len(qids) + 1)),
+        pids=table["pid"],
+        positive=table["positive"].fill_null(False).to_numpy(),
+        prior=table["prior"].to_numpy(),
+        teacher=table["teacher"].to_numpy(),
+    )
 
 
-def _draw(group: _Group, relevant: set[str], settings: ListSettings, rng: np.random.Generator) -> _Group | None:
-    """The positive and its negatives, or ``None`` when there are too few."""
-    is_positive = np.array([pid in relevant for pid in group.pids])
-    if not is_positive.any():
+def _draw(pool: _Pool, query: int, settings: ListSettings, rng: np.random.Generator) -> np.ndarray | None:
+    """Rows of the positive and its negatives, (1 + negatives,) int64, or ``None`` when there are too few."""
+    first, end = pool.offsets[query], pool.offsets[query + 1]
+    positive, prior, teacher = pool.positive[first:end], pool.prior[first:end], pool.teacher[first:end]
+    if not positive.any():
         return None
-    positive = rng.choice(np.flatnonzero(is_positive))
-    negatives = np.flatnonzero(~is_positive)
+    chosen = rng.choice(np.flatnonzero(positive))
+    negatives = np.flatnonzero(~positive)
     if settings.false_negative_margin is not None:
-        ceiling = group.prior[positive] + settings.false_negative_margin
-        negatives = negatives[group.prior[negatives] <= ceiling]
+        negatives = negatives[prior[negatives] <= prior[chosen] + settings.false_negative_margin]
+    if settings.teacher_margin is not None:
+        negatives = negatives[teacher[negatives] <= teacher[chosen] + settings.teacher_margin * teacher.std()]
     if settings.order == "prior":
-        negatives = negatives[np.argsort(-group.prior[negatives], kind="stable")]
+        negatives = negatives[np.argsort(-prior[negatives], kind="stable")]
     negatives = negatives[: settings.depth]
     if len(negatives) < settings.negatives:
         return None
@@ -147,27 +217,53 @@ def _draw(group: _Group, relevant: set[str], settings: ListSettings, rng: np.ran
     else:
         edges = np.linspace(0, len(negatives), settings.negatives + 1).astype(int)
         drawn = negatives[rng.integers(edges[:-1], edges[1:])]
-    return group.take(np.concatenate([[positive], drawn]))
+    return first + np.concatenate([[chosen], drawn])
 
 
 def _attach(table: pa.Table, scores: pa.Table | None, name: str) -> pa.Table:
     """Add a column of scores; rows that a given table does not score are dropped."""
     if scores is None:
-        return table.append_column(name, pa.nulls(len(table), pa.float32()))
-    scores = scores.select(["qid", "pid", "score"]).rename_columns(["qid", "pid", name])
-    return table.join(scores, ["qid", "pid"], join_type="inner")
+        return table.append_column(name, pa.array(np.full(len(table), np.nan, np.float32)))
+    scores = scores.select([*PAIR, "score"]).rename_columns([*PAIR, name])
+    return table.join(scores, PAIR, join_type="inner")
 
 
-def _groups(table: pa.Table) -> Iterator[tuple[str, _Group]]:
-    """Every qid, in order, with its candidates by rank (then pid)."""
-    table = table.sort_by([("qid", "ascending"), ("rank", "ascending"), ("pid", "ascending")])
-    pids = table["pid"].to_numpy(zero_copy_only=False)
-    prior, teacher = (table[name].to_numpy(zero_copy_only=False) for name in ("prior", "teacher"))
-    start = 0
-    for count in table["qid"].combine_chunks().value_counts():
-        part = slice(start, start + count["counts"].as_py())
-        yield count["values"].as_py(), _Group(pids[part], prior[part], teacher[part])
-        start = part.stop
+def _judged(qrels: pa.Table) -> pa.Table:
+    """The distinct (qid, pid) of the positives."""
+    kept = qrels.filter(pc.greater_equal(qrels["grade"], RELEVANT)).select(PAIR)
+    return kept.group_by(PAIR, use_threads=False).aggregate([])
+
+
+def _by_query(judged: pa.Table) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for qid, pid in zip(judged["qid"].to_pylist(), judged["pid"].to_pylist(), strict=True):
+        found.setdefault(qid, set()).add(pid)
+    return found
+
+
+def _choose(qids: Iterable[str], settings: ListSettings, seed: int) -> set[str]:
+    """The distinct qids, the first ``settings.queries`` of them by a hash of seed and qid."""
+    names = set(qids)
+    if settings.queries is None or len(names) <= settings.queries:
+        return names
+    return set(sorted(names, key=lambda qid: (_stable(f"{seed}/{qid}"), qid))[: settings.queries])
+
+
+def _join_scores(parts: list[np.ndarray | None], rows: list[int]) -> np.ndarray | None:
+    given = [part for part in parts if part is not None]
+    if len(given) not in (0, len(parts)):
+        raise BadInput("training lists to be joined must all have scores, or none of them")
+    return np.concatenate(given)[rows] if given else None
+
+
+def _strings(ids: pa.ChunkedArray) -> np.ndarray:
+    """An object array of strings in which equal ones are one object."""
+    coded = ids.combine_chunks().dictionary_encode()
+    return np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()]
+
+
+def _generator(seed: int, qid: str, copy: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _stable(qid), copy])
 
 
 def _stable(text: str) -> int:

@@ -1,4 +1,9 @@
-"""The training loop of both models: plain AdamW steps over lists, resumable to the bit on a CPU."""
+"""The training loop of both models: plain AdamW steps over lists, resumable to the bit on a CPU.
+
+A step neither waits for the device nor reads from it: what it gave stays there until the loop settles it, at every line
+of the history and before an evaluation or a checkpoint. Its random numbers depend on the seed, its number and the
+process alone, so that a resumed run draws what an uninterrupted one would.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from neuroranker_pipeline.errors import NeuroRankerError, require
+from neuroranker_pipeline.errors import BadInput, NeuroRankerError
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.batching import epoch_order
 from neuroranker_pipeline.ranking.checkpoint import load_checkpoint, save_checkpoint
 from neuroranker_pipeline.ranking.device import Compute
-from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+from neuroranker_pipeline.ranking.distributed import World
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder, compile_layers, compiles
+from neuroranker_pipeline.ranking.optimizer import build_optimizer, freeze, is_head
 from neuroranker_pipeline.ranking.settings import TrainingSettings
 
-HEAD = ("head.", "transformer.classifier.")
 # A list whose scores differ by less than this is in no order; so many steps of it in a row is a collapse.
 FLAT_SPREAD, FLAT_STEPS = 1e-3, 25
 
@@ -43,8 +49,12 @@ class Task(Protocol):
     def digest(self) -> str:
         """A digest of the training examples."""
 
-    def loss(self, lists: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss of some lists (a scalar) and the scores they got, (lists, candidates)."""
+    def loss(self, lists: np.ndarray, world: World = World()) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's share of the mean loss over ``lists``, and the scores of its own lists.
+
+        The shares (scalars) of all processes add up to the mean loss; own lists are ``world.share(lists)``, their
+        scores (own lists, candidates).
+        """
 
     def evaluate(self) -> float | None:
         """Dev MRR@10, or ``None`` without dev queries."""
@@ -55,7 +65,8 @@ class TrainingResult:
     """What a training run did.
 
     history: {step, loss, lr, examples_per_second} every few steps and {step, dev_mrr} at evaluations, in order;
-    examples: query-passage pairs seen; seconds: time spent in training, summed over resumed runs.
+    steps: steps taken, fewer than planned where ``patience`` ran out; examples: query-passage pairs seen, by all
+    processes; seconds: wall time of the steps, without evaluations and checkpoints, summed over resumed runs.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -69,6 +80,15 @@ class TrainingResult:
     device: str = ""
 
 
+@dataclass
+class _Window:
+    """What has been settled since the last line of the history."""
+
+    losses: list[float] = field(default_factory=list)
+    examples: int = 0
+    seconds: float = 0.0
+
+
 def fit(
     task: Task,
     settings: TrainingSettings,
@@ -77,91 +97,143 @@ def fit(
     work: Path,
     progress: Progress = silent,
     label: str = "training",
+    world: World = World(),
 ) -> TrainingResult:
     """Fit ``task.model`` in place and leave it with its best (or last) weights.
 
     ``work`` holds the checkpoints: called again after a crash with the same arguments, the run goes on where the last
-    one was saved, and on a CPU its losses equal those of a run never interrupted. Raises ``TrainingDiverged``.
+    one was saved, and on a CPU its losses equal those of a run never interrupted. Every process of ``world`` calls this
+    with the same arguments and ends with the same weights; the first one writes the checkpoints and reports progress.
+
+    Raises ``TrainingDiverged``, and ``BadInput`` when the processes differ in their data, settings or checkpoints.
     """
     devices = [compute.device] if compute.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        run = _Run(task, settings, seed, compute, label)
+        if compiles(settings.compile, compute):
+            compile_layers(task.model)
+        run = _Run(task, settings, seed, compute, label, world)
         run.restore(work)
-        while run.step < run.total:
+        while not run.done:
             run.advance()
+            if run.settling_due():
+                run.settle()
             if run.evaluation_due():
                 run.evaluate()
             if run.checkpoint_due():
                 run.save(work)
-            progress(label, run.step, run.total)
+            if world.main:
+                progress(label, run.step, run.total)
         return run.finish()
 
 
 class _Run:
     """One run of the loop: what a checkpoint has to hold is in ``result``, ``window``, ``flat`` and the tensors."""
 
-    def __init__(self, task: Task, settings: TrainingSettings, seed: int, compute: Compute, label: str) -> None:
-        self.task, self.settings, self.seed, self.compute, self.label = task, settings, seed, compute, label
+    def __init__(
+        self, task: Task, settings: TrainingSettings, seed: int, compute: Compute, label: str, world: World
+    ) -> None:
+        self.task, self.settings, self.seed, self.compute = task, settings, seed, compute
+        self.label, self.world = label, world
+        size = min(settings.lists_per_step, len(task))
+        if size // settings.accumulate < world.size:
+            raise BadInput(
+                f"training.lists_per_step: {size} lists a step in {settings.accumulate} parts are too few for "
+                f"{world.size} processes; give each process at least one list of every part"
+            )
         self.fingerprint = _fingerprint(task, settings, seed)
         freeze(task.model, settings)
         task.model.to(compute.device)
         self.trained = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
-        self.optimizer = _optimizer(self.trained, settings)
+        self.optimizer = build_optimizer(self.trained, settings)
         self.steps_per_epoch = max(1, len(task) // settings.lists_per_step)
         planned = self.steps_per_epoch * settings.epochs
         self.total = min(planned, settings.max_steps or planned)
         self.result = TrainingResult(lists=len(task), device=str(compute))
         self.best: dict[str, torch.Tensor] = {}
-        self.window: list[float] = []  # losses since the last line of history
-        self.window_seconds = 0.0
+        self.window = _Window()
+        self.unsettled: list[torch.Tensor] = []  # (3,) loss, spread and gradient norm of each step not yet settled
         self.flat = 0  # steps in a row whose scores were all alike
-        self.last_save = time.monotonic()
+        self.order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self.overdue = False  # the seconds between two checkpoints are over
+        self.last_save = self.clock = time.monotonic()
 
     @property
     def step(self) -> int:
         return self.result.steps
 
+    @property
+    def done(self) -> bool:
+        """At the last step, or after ``patience`` evaluations without a better one."""
+        best, patience = self.result.best_step, self.settings.patience
+        worse = sum("dev_mrr" in line and line["step"] > best for line in self.result.history)
+        return self.step >= self.total or (patience is not None and worse >= patience)
+
     def advance(self) -> None:
         """One optimizer step."""
-        start = time.monotonic()
-        rate = self._set_learning_rate()
+        _seed(self.seed, self.step, self.world.rank, self.compute.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self._rate(self.step)
         self.task.model.train()
         rows = self._rows()
-        loss, spread, pairs = 0.0, 0.0, 0
+        loss = spread = torch.zeros((), device=self.compute.device)
         for part in np.array_split(rows, min(self.settings.accumulate, len(rows))):
             with self.compute.autocast():
-                part_loss, scores = self.task.loss(part)
+                part_loss, scores = self.task.loss(part, self.world)
             share = len(part) / len(rows)
             (part_loss * share).backward()
-            loss += part_loss.item() * share
-            spread += _spread(scores) * share
-            pairs += scores.numel()
+            loss = loss + part_loss.detach() * share
+            spread = spread + _spread(scores) * (scores.shape[0] / len(rows))
+            self.window.examples += len(part) * scores.shape[1]
+        self.world.sum_gradients(self.trained.values())
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
-        self._stop_if_diverged(loss, float(norm), spread)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        seconds = time.monotonic() - start
+        self.unsettled.append(torch.stack([loss, spread, norm.detach() / self.world.size]))
         self.result.steps += 1
-        self.result.examples += pairs
-        self.result.seconds += seconds
-        self._log(loss, rate, pairs, seconds)
 
     def _rows(self) -> np.ndarray:
         """The lists of this step: the sampler's position is the step number itself."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
+        if self.order[0] != epoch:
+            self.order = epoch, epoch_order(len(self.task), self.seed, epoch)
         size = self.settings.lists_per_step
-        return epoch_order(len(self.task), self.seed, epoch)[place * size : (place + 1) * size]
+        return self.order[1][place * size : (place + 1) * size]
 
-    def _set_learning_rate(self) -> float:
+    def _rate(self, step: int) -> float:
+        """The share of the peak learning rate that ``step``, from 0, is taken with."""
         warm = self.settings.warmup * self.total
-        factor = min((self.step + 1) / max(1.0, warm), (self.total - self.step) / max(1.0, self.total - warm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        return self.settings.learning_rate * factor
+        return min((step + 1) / max(1.0, warm), (self.total - step) / max(1.0, self.total - warm))
 
-    def _stop_if_diverged(self, loss: float, norm: float, spread: float) -> None:
-        where = f"{self.label} diverged at step {self.step + 1} of {self.total}"
+    def settling_due(self) -> bool:
+        steps = self.settings.checkpoint_steps
+        return self._line_due() or self.evaluation_due() or (steps > 0 and self.step % steps == 0)
+
+    def _line_due(self) -> bool:
+        return self.step % self.settings.log_every == 0 or self.step == self.total
+
+    def settle(self) -> None:
+        """Read what the steps since the last time gave, and stop when they diverged.
+
+        The numbers are sums over the processes, so all of them decide alike, and none waits for one that has stopped.
+        """
+        every = self.settings.checkpoint_seconds
+        overdue = self.world.main and every > 0 and time.monotonic() - self.last_save >= every
+        sent = [torch.stack(self.unsettled).ravel(), torch.full((1,), float(overdue), device=self.compute.device)]
+        *values, overdue = self.world.all_sum(torch.cat(sent)).tolist()
+        self.overdue = self.overdue or bool(overdue)
+        first = self.step - len(self.unsettled) + 1
+        self.unsettled = []
+        for step, (loss, spread, norm) in enumerate(zip(values[::3], values[1::3], values[2::3], strict=True), first):
+            self._stop_if_diverged(step, loss, spread, norm)
+            self.window.losses.append(loss)
+        now = time.monotonic()
+        self.window.seconds += now - self.clock
+        self.clock = now
+        if self._line_due():
+            self._write_line()
+
+    def _stop_if_diverged(self, step: int, loss: float, spread: float, norm: float) -> None:
+        where = f"{self.label} diverged at step {step} of {self.total}"
         lower = f"lower learning_rate (now {self.settings.learning_rate:g})"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
@@ -169,34 +241,39 @@ class _Run:
             )
         self.flat = self.flat + 1 if spread < FLAT_SPREAD else 0
         if self.flat >= FLAT_STEPS:
+            if any(map(is_head, self.trained)):
+                lower += f" or head_learning_rate (now {self.settings.head_learning_rate:g})"
             raise TrainingDiverged(
-                f"{where}: every candidate has got the same score for {self.flat} steps; {lower} or "
-                f"head_learning_rate (now {self.settings.head_learning_rate:g}), or train on more queries"
+                f"{where}: every candidate has got the same score for {self.flat} steps; {lower}, "
+                "or train on more queries"
             )
 
-    def _log(self, loss: float, rate: float, pairs: int, seconds: float) -> None:
-        self.window.append(loss)
-        self.window_seconds += seconds
-        if len(self.window) < self.settings.log_every and self.step < self.total:
-            return
-        speed = pairs * len(self.window) / max(self.window_seconds, 1e-9)
-        line = {"step": self.step, "loss": float(np.mean(self.window)), "lr": rate, "examples_per_second": speed}
+    def _write_line(self) -> None:
+        """Close the window: one line of the history."""
+        window, self.window = self.window, _Window()
+        rate = self.settings.learning_rate * self._rate(self.step - 1)
+        speed = window.examples / max(window.seconds, 1e-9)
+        line = {"step": self.step, "loss": float(np.mean(window.losses)), "lr": rate, "examples_per_second": speed}
         self.result.history.append(line)
-        self.window, self.window_seconds = [], 0.0
+        self.result.examples += window.examples
+        self.result.seconds += window.seconds
 
     def evaluation_due(self) -> bool:
         every = self.settings.eval_every
         return self.step == self.total or (every > 0 and self.step % every == 0)
 
     def evaluate(self) -> None:
-        """Measure on dev and remember the weights when they are the best so far."""
+        """Measure on dev, remember the weights when they are the best so far, and see whether to go on."""
         mrr = self.task.evaluate()
-        if mrr is None:
-            return
-        self.result.history.append({"step": self.step, "dev_mrr": mrr})
-        if self.result.dev_mrr is None or mrr > self.result.dev_mrr:
-            self.result.dev_mrr, self.result.best_step = mrr, self.step
-            self.best = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
+        if mrr is not None:
+            mrr = float(self.world.gather(np.array([mrr]))[0])  # one figure for all, whatever they round to
+            self.result.history.append({"step": self.step, "dev_mrr": mrr})
+            if self.result.dev_mrr is None or mrr > self.result.dev_mrr:
+                self.result.dev_mrr, self.result.best_step = mrr, self.step
+                self.best = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
+            if self.done and self.window.losses:
+                self._write_line()
+        self.clock = time.monotonic()
 
     def finish(self) -> TrainingResult:
         if self.best and self.result.best_step != self.step:
@@ -207,36 +284,45 @@ class _Run:
     def checkpoint_due(self) -> bool:
         """By steps, by seconds, and always at the end, so that a crash while saving the model costs nothing."""
         steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_seconds
-        by_steps = steps > 0 and self.step % steps == 0
-        by_seconds = seconds > 0 and time.monotonic() - self.last_save >= seconds
-        return by_steps or by_seconds or (self.step == self.total and (steps > 0 or seconds > 0))
+        return self.overdue or (steps > 0 and (self.step % steps == 0 or self.done)) or (seconds > 0 and self.done)
 
     def save(self, work: Path) -> None:
-        tensors = {f"weight/{name}": p.detach() for name, p in self.trained.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        for name, p in self.trained.items():
-            for key, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"moment/{key}/{name}"] = value
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.compute.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.compute.device)
-        state = {
-            "fingerprint": self.fingerprint,
-            "result": dataclasses.asdict(self.result),
-            "window": self.window,
-            "window_seconds": self.window_seconds,
-            "flat": self.flat,
-        }
-        save_checkpoint(work, self.step, tensors, state)
-        self.last_save = time.monotonic()
+        if self.world.main:
+            tensors = {f"weight/{name}": p.detach() for name, p in self.trained.items()}
+            tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+            for name, p in self.trained.items():
+                for key, value in self.optimizer.state.get(p, {}).items():
+                    tensors[f"moment/{key}/{name}"] = value
+            state = {
+                "fingerprint": self.fingerprint,
+                "result": dataclasses.asdict(self.result),
+                "window": dataclasses.asdict(self.window),
+                "flat": self.flat,
+            }
+            save_checkpoint(work, self.step, tensors, state)
+        self.world.barrier()
+        self.overdue = False
+        self.last_save = self.clock = time.monotonic()
 
     def restore(self, work: Path) -> None:
-        """Go on from the newest checkpoint of this very run, if there is one."""
+        """Go on from the newest checkpoint of this very run, if there is one; the same in every process."""
+        if not self.world.main:
+            self.world.barrier()  # the first process removes the checkpoints of other runs before anyone reads
         found = load_checkpoint(work, self.fingerprint)
-        if found is None:
-            return
-        tensors, state = found
-        groups: dict[str, dict[str, Any]] = {}
+        if self.world.main:
+            self.world.barrier()
+        if found is not None:
+            self._take_up(*found)
+        mine = np.array([self.step, int(self.fingerprint[:12], 16)], dtype=np.float64)
+        if (self.world.gather(mine).reshape(-1, 2) != mine).any():
+            raise BadInput(
+                f"{work}: the processes differ in their data, settings or checkpoints; give all of them the same "
+                "files, and a work folder that every machine sees"
+            )
+        self.last_save = self.clock = time.monotonic()
+
+    def _take_up(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        groups: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             groups.setdefault(kind, {})[name] = tensor
@@ -246,59 +332,24 @@ class _Run:
             kind, _, name = key.partition("/")
             home = self.trained[name].device
             self.optimizer.state[self.trained[name]][kind] = tensor.to(home)
-        torch.set_rng_state(groups["rng"]["cpu"])
-        if self.compute.device.type == "cuda" and "cuda" in groups["rng"]:
-            torch.cuda.set_rng_state(groups["rng"]["cuda"], self.compute.device)
-        self.result = TrainingResult(**state["result"])
-        self.window, self.window_seconds, self.flat = state["window"], state["window_seconds"], state["flat"]
+        self.result, self.window = TrainingResult(**state["result"]), _Window(**state["window"])
+        self.flat = state["flat"]
 
 
-def _spread(scores: torch.Tensor) -> float:
+def _seed(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed PyTorch for one step of one process."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    value = int.from_bytes(digest, "big")
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+
+
+def _spread(scores: torch.Tensor) -> torch.Tensor:
     """The mean standard deviation of the scores within a list; lists of one passage cannot collapse."""
-    return scores.detach().float().std(dim=1).mean().item() if scores.shape[1] > 1 else math.inf
-
-
-def freeze(model: BiEncoder | CrossEncoder, settings: TrainingSettings) -> None:
-    """Set the dropout and which parameters learn; autograd then skips frozen embeddings and layers by itself."""
-    if settings.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = settings.dropout
-    encoder: Any = model.transformer.base_model
-    frozen: list[nn.Module] = []
-    reads_pooler = isinstance(model, CrossEncoder) and model.head is None
-    if getattr(encoder, "pooler", None) is not None and not reads_pooler:
-        frozen.append(encoder.pooler)
-    if settings.freeze_embeddings:
-        frozen.append(getattr(encoder, "embeddings", None) or encoder.get_input_embeddings())
-    if settings.frozen_layers:
-        stacks = (module for module in encoder.modules() if isinstance(module, nn.ModuleList))
-        layers = next(stack for stack in stacks if len(stack) == encoder.config.num_hidden_layers)
-        require(
-            settings.frozen_layers <= len(layers), "frozen_layers", f"at most {len(layers)}", settings.frozen_layers
-        )
-        frozen += list(layers)[: settings.frozen_layers]
-    for module in frozen:
-        module.requires_grad_(False)
-
-
-def _optimizer(trained: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW (https://arxiv.org/abs/1711.05101); no weight decay on biases and normalizations, as in BERT."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in trained.items():
-        is_head = name.startswith(HEAD)
-        groups.setdefault((is_head, p.ndim >= 2), []).append(p)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "peak": settings.head_learning_rate if is_head else settings.learning_rate,
-                "weight_decay": settings.weight_decay if decays else 0.0,
-            }
-            for (is_head, decays), parameters in groups.items()
-        ],
-        fused=True,
-    )
+    if scores.shape[1] == 1:
+        return scores.new_full((), math.inf, dtype=torch.float32)
+    return scores.detach().float().std(dim=1).mean()
 
 
 def _copy_into(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Ranking losses: small pure functions from score tensors to a scalar, all differentiable in the scores.
 
-Shapes: ``scores`` (lists, candidates) float32, higher is more relevant; every function averages over the lists.
+Shapes: ``scores`` (lists, candidates) float32, higher is more relevant; every loss averages over the lists. None of
+them waits for the device.
 """
 
 from __future__ import annotations
@@ -72,5 +73,13 @@ def in_batch_contrast(
     relevant: (queries, passages) bool, passages known to be relevant, which must not count as negatives. InfoNCE
     (https://arxiv.org/abs/1807.03748) with in-batch negatives as in DPR (https://arxiv.org/abs/2004.04906).
     """
-    own = F.one_hot(positive, similarities.shape[1]).bool()
+    own = torch.arange(similarities.shape[1], device=positive.device) == positive[:, None]
     return F.cross_entropy((similarities / temperature).masked_fill(relevant & ~own, float("-inf")), positive)
+
+
+def prefix(vectors: torch.Tensor, length: int) -> torch.Tensor:
+    """The first ``length`` components of unit vectors (n, dimension), brought back to length one.
+
+    The nested embeddings of Matryoshka representation learning (https://arxiv.org/abs/2205.13147).
+    """
+    return vectors if length == vectors.shape[1] else F.normalize(vectors[:, :length], dim=-1)

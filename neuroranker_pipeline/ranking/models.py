@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
-from neuroranker_pipeline.ranking.batching import Tokens, by_length, tokenize
+from neuroranker_pipeline.ranking.batching import Tokens, by_length, tokenize, tokenize_pairs
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.folders import (
     IDENTITY,
@@ -35,11 +35,14 @@ from neuroranker_pipeline.ranking.folders import (
     write_cross_encoder,
 )
 from neuroranker_pipeline.ranking.hub import ModelNotFound, resolve_model
+from neuroranker_pipeline.ranking.packed import PACKED, first_position, mean_of_segments, packs
 
 __all__ = ["BiEncoder", "CrossEncoder", "ModelNotFound", "forward_rows", "infer", "resolve_model"]
 
 # Padded tokens in one forward pass without gradients: enough to fill a GPU, little enough for a laptop's memory.
 INFERENCE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+# The same with gradients, whose activations stay until the backward pass (about 16 GB for six layers of MiniLM's size).
+TRAINING_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 
 
 class BiEncoder(nn.Module):
@@ -82,10 +85,9 @@ class BiEncoder(nn.Module):
         """Components of an embedding."""
         return int(self.transformer.config.hidden_size)
 
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """Unit vectors, (b, dimension) float32, of a padded batch from ``Tokens.batch``."""
-        hidden = self.transformer(**inputs).last_hidden_state
-        return F.normalize(pool(hidden, inputs["attention_mask"], self.pooling), dim=-1)
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """Unit vectors, (b, dimension) float32, of a batch from ``Tokens.batch`` or ``Tokens.packed``."""
+        return F.normalize(text_vectors(self.transformer, inputs, self.pooling), dim=-1)
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Tokens:
         """Token sequences of texts, cut to ``max_length`` tokens (the model's own when not given)."""
@@ -181,16 +183,15 @@ class CrossEncoder(nn.Module):
         if self.head is not None:
             write_cross_encoder(folder, self.pooling, int(self.transformer.config.hidden_size), self.head)
 
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """Scores, (b,) float32 logits, of a padded batch of pairs from ``Tokens.batch``."""
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """Scores, (b,) float32 logits, of a batch of pairs from ``Tokens.batch`` or ``Tokens.packed``."""
         if self.head is None:
             return self.transformer(**inputs).logits.squeeze(-1).float()
-        hidden = self.transformer(**inputs).last_hidden_state
-        return self.head(pool(hidden, inputs["attention_mask"], self.pooling)).squeeze(-1).float()
+        return self.head(text_vectors(self.transformer, inputs, self.pooling)).squeeze(-1).float()
 
     def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> Tokens:
         """Token sequences of (query, passage) pairs, the longer of the two cut first to ``max_length``."""
-        return tokenize(self.tokenizer, queries, self.max_length, passages)
+        return tokenize_pairs(self.tokenizer, queries, passages, self.max_length)
 
     def score(
         self, queries: Sequence[str], passages: Sequence[str], compute: Compute, progress: Progress = silent
@@ -201,20 +202,90 @@ class CrossEncoder(nn.Module):
         return infer(self, self.tokenize(queries, passages), compute, "scoring", progress)
 
 
+def text_vectors(transformer: PreTrainedModel, inputs: dict[str, Any], pooling: Pooling) -> torch.Tensor:
+    """One float32 vector a sequence, (b, d), of a padded or a packed batch."""
+    hidden = transformer(**inputs).last_hidden_state
+    if "bounds" not in inputs:
+        return pool(hidden, inputs["attention_mask"], pooling)
+    if pooling == "cls":
+        return hidden[0, inputs["bounds"][:-1]].float()
+    return mean_of_segments(hidden[0], inputs["bounds"])
+
+
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """One float32 vector a sequence from token vectors (b, t, d) and their mask (b, t)."""
+    """One float32 vector a sequence from padded token vectors (b, t, d) and their mask (b, t)."""
     if pooling == "cls":
         return hidden[:, 0].float()
     weights = mask.unsqueeze(-1).float()
     return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
-def forward_rows(model: nn.Module, tokens: Tokens, rows: np.ndarray, max_tokens: int) -> torch.Tensor:
-    """The model's output for ``rows`` of ``tokens``, in their order, computed in batches of similar length."""
+def forward_rows(
+    model: BiEncoder | CrossEncoder, tokens: Tokens, rows: np.ndarray, max_tokens: int | None
+) -> torch.Tensor:
+    """The model's output for ``rows`` of ``tokens``, in their order, computed in batches of similar length.
+
+    ``max_tokens`` padded tokens a batch at most; ``None`` is what suits the device.
+    """
     device = next(model.parameters()).device
-    parts = list(by_length(tokens.lengths[rows], max_tokens))
-    outputs = torch.cat([model(**tokens.batch(rows[part], device)) for part in parts])
-    return outputs[torch.from_numpy(np.argsort(np.concatenate(parts))).to(device)]
+    parts = list(by_length(tokens.lengths[rows], max_tokens or TRAINING_TOKENS[device.type]))
+    outputs = [forward_batch(model, tokens, rows[part], device) for part in parts]
+    back = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    return torch.cat(outputs)[back.to(device, non_blocking=True)]
+
+
+def forward_batch(
+    model: BiEncoder | CrossEncoder, tokens: Tokens, rows: np.ndarray, device: torch.device
+) -> torch.Tensor:
+    """The model's output for one batch: packed where that pays and the model allows it, else padded."""
+    packed = device.type == "cuda" and reads_packed(model) and _dtype(model, device) != torch.float32
+    _attend(model.transformer, packed)
+    if not packed:
+        return model(**tokens.batch(rows, device))
+    batch = tokens.packed(rows, device, first_position(model.transformer))
+    if not torch.is_autocast_enabled(device.type):
+        return model(**batch)
+    # Weights cast once: under autocast normalizations and residuals would run, and be kept for the gradient, in float32.
+    dtype = _dtype(model, device)
+    cast = {f"transformer.{name}": weight.to(dtype) for name, weight in model.transformer.named_parameters()}
+    with torch.autocast(device.type, enabled=False):
+        return torch.func.functional_call(model, cast, (), batch)
+
+
+def _dtype(model: BiEncoder | CrossEncoder, device: torch.device) -> torch.dtype:
+    """What the encoder's matrix products run in."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(model.transformer.parameters()).dtype
+
+
+def _attend(transformer: PreTrainedModel, packed: bool) -> None:
+    """Have ``transformer`` attend as the batch is laid out; other implementations of padded attention are left alone."""
+    if packed != (transformer.config._attn_implementation == PACKED):
+        transformer.set_attn_implementation(PACKED if packed else "sdpa")
+
+
+def reads_packed(model: BiEncoder | CrossEncoder) -> bool:
+    return packs(model.transformer) and not (isinstance(model, CrossEncoder) and model.head is None)
+
+
+def compiles(setting: Literal["auto", "always", "never"], compute: Compute) -> bool:
+    """Whether ``TrainingSettings.compile`` asks for compilation on this device."""
+    return setting == "always" or (setting == "auto" and compute.device.type == "cuda")
+
+
+def compile_layers(model: BiEncoder | CrossEncoder) -> None:
+    """Compile the encoder layer by layer, in place: one layer's code serves all, so that it takes seconds."""
+    encoder: Any = model.transformer.base_model
+    embeddings = getattr(encoder, "embeddings", None)
+    for module in [*([embeddings] if embeddings is not None else []), *encoder_layers(model.transformer)]:
+        module.compile(dynamic=True)
+
+
+def encoder_layers(transformer: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's layers, the lowest first."""
+    stacks = (module for module in transformer.modules() if isinstance(module, nn.ModuleList))
+    return next(stack for stack in stacks if len(stack) == transformer.config.num_hidden_layers)
 
 
 def infer(
@@ -230,12 +301,13 @@ def infer(
     parts, outputs, done = list(by_length(tokens.lengths, INFERENCE_TOKENS[compute.device.type])), [], 0
     with _encoder_in(model, compute.dtype), torch.inference_mode():
         for part in parts:
-            outputs.append(model(**tokens.batch(part, compute.device)).float().cpu().numpy())
+            outputs.append(forward_batch(model, tokens, part, compute.device).float())
             done += len(part)
             progress(label, done, len(tokens))
+        whole = torch.cat(outputs).cpu().numpy()  # one transfer: fetching each would make the GPU wait for the next
     model.train(was_training)
-    result = np.empty((len(tokens), *outputs[0].shape[1:]), np.float32)
-    result[np.concatenate(parts)] = np.concatenate(outputs)
+    result = np.empty_like(whole)
+    result[np.concatenate(parts)] = whole
     return result
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neuroranker_pipeline.datasets.tables import SCORES
+from neuroranker_pipeline.datasets.tables import SCORES, rechunked
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute
+from neuroranker_pipeline.ranking.distributed import World
 from neuroranker_pipeline.ranking.models import CrossEncoder
-
-PAIRS_PER_CHUNK = 32_768  # bounds the memory of tokenized pairs; batches of similar length form within a chunk
+from neuroranker_pipeline.ranking.parts import ROWS_PER_PART, RowsOfTexts, infer_in_parts
 
 
 def score_candidates(
@@ -24,27 +25,31 @@ def score_candidates(
     passages: Mapping[str, str],
     compute: Compute,
     progress: Progress = silent,
+    work: Path | None = None,
+    world: World = World(),
 ) -> pa.Table:
     """Score every (qid, pid) row of ``candidates`` with a cross-encoder; a scores table in the rows' order.
 
-    Raises ``BadInput`` for a qid or pid without text.
+    work: keeps finished parts, so that the same call after ``kill -9`` goes on where it stopped and returns the same;
+    world: the processes that share the work. See ``infer_in_parts``. Raises ``BadInput`` for a qid or pid without text.
     """
-    qids, pids = candidates["qid"].to_pylist(), candidates["pid"].to_pylist()
-    scores = np.empty(len(qids), np.float32)
-    for start in range(0, len(qids), PAIRS_PER_CHUNK):
-        part = slice(start, start + PAIRS_PER_CHUNK)
-        pairs = texts(qids[part], queries, "qid"), texts(pids[part], passages, "pid")
 
-        def chunk_progress(label: str, done: int, total: int, start: int = start) -> None:
-            progress(label, start + done, len(qids))
+    def pairs(part: pa.RecordBatch) -> tuple[list[str], list[str]]:
+        return texts(part["qid"].to_pylist(), queries, "qid"), texts(part["pid"].to_pylist(), passages, "pid")
 
-        scores[part] = model.score(*pairs, compute, chunk_progress)
-    return scores_table(candidates, scores)
+    def kept(_: pa.RecordBatch, scores: np.ndarray) -> pa.Table:
+        return pa.table({"score": pa.array(scores, pa.float32())})
+
+    parts = rechunked(candidates.select(["qid", "pid"]).to_batches(), ROWS_PER_PART)
+    rows = RowsOfTexts(parts, len(candidates), pairs, model.tokenize, kept)
+    tables = list(infer_in_parts(model, rows, compute, "scoring", progress, work, world))
+    return scores_table(candidates, pa.concat_tables(tables)["score"] if tables else np.zeros(0, np.float32))
 
 
-def scores_table(candidates: pa.Table, scores: np.ndarray) -> pa.Table:
+def scores_table(candidates: pa.Table, scores: np.ndarray | pa.ChunkedArray) -> pa.Table:
     """A scores table of the rows of ``candidates`` and their scores, (n,) float32."""
-    return pa.table([candidates["qid"], candidates["pid"], pa.array(scores, pa.float32())], schema=SCORES)
+    column = pa.array(scores, pa.float32()) if isinstance(scores, np.ndarray) else scores
+    return pa.table([candidates["qid"], candidates["pid"], column], schema=SCORES)
 
 
 def texts(ids: list[str], found: Mapping[str, str], field: str) -> list[str]:

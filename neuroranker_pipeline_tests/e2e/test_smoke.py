@@ -10,6 +10,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import yaml
 
 from neuroranker_pipeline.assets import ASSETS
 from neuroranker_pipeline.config.load import load_settings
@@ -104,6 +105,18 @@ def test_metrics_hold_every_materialization(graph: Graph) -> None:
     shown = re.search(r"student int8 \W+(0\.\d+)", graph.output)
     assert shown is not None
     assert float(done.stdout.split()[1]) == pytest.approx(float(shown[1]), abs=5e-4)
+
+
+@pytest.mark.parametrize("asset", ["teacher_checkpoint", "student_checkpoint"])
+def test_a_model_has_a_card_with_its_figures(graph: Graph, asset: str) -> None:
+    folder = graph.lake.read(asset)
+    _, front, body = (folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "sentence-transformers"
+    shown = re.search(r"\| this model \| (0\.\d+) \[", body)
+    mrr = json.loads((folder / "training.json").read_text())["dev_mrr"]
+    assert shown is not None
+    assert mrr is None or float(shown[1]) == pytest.approx(mrr, abs=1e-4)
+    assert "12 steps over" in body
 
 
 def test_the_models_open_in_sentence_transformers_with_equal_scores(graph: Graph) -> None:

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from neuroranker_pipeline.datasets.tables import CANDIDATES, QRELS
+from neuroranker_pipeline.datasets.tables import CANDIDATES, QRELS, SCORES
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.models import BiEncoder
 
@@ -84,3 +84,11 @@ def collection() -> Collection:
     return Collection(
         queries, passages, pa.Table.from_pylist(candidates, CANDIDATES), pa.Table.from_pylist(qrels, QRELS)
     )
+
+
+@pytest.fixture(scope="session")
+def oracle(collection) -> pa.Table:
+    """What a perfect teacher would say: 5 for the positive, less and less for the rest."""
+    positive = np.isin(collection.candidates["pid"].to_pylist(), [f"p{i}-4" for i in range(30)])
+    score = np.where(positive, 5.0, -collection.candidates["rank"].to_numpy() / 5).astype(np.float32)
+    return pa.table([collection.candidates["qid"], collection.candidates["pid"], score], schema=SCORES)

@@ -7,7 +7,7 @@ import pytest
 
 from neuroranker_pipeline.datasets.tables import QRELS, SCORES
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.ranking.lists import ListSettings, sample_lists, with_positives
+from neuroranker_pipeline.ranking.lists import ListSettings, join_lists, sample_lists, with_positives
 
 
 @pytest.fixture
@@ -59,14 +59,48 @@ def test_likely_false_negatives_are_left_out(collection, prior):
         sample_lists(collection.candidates, collection.qrels, settings, seed=1)
 
 
+def test_a_margin_below_zero_leaves_out_near_negatives_too(collection, prior):
+    settings = ListSettings(negatives=3, draw="hardest", false_negative_margin=-0.15)
+    lists = sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=prior)
+    # the positive has 0.6: 0.5 is nearer than 0.15, and 0.9, 0.8, 0.7 are above
+    assert [pid.split("-")[1] for pid in lists.pids[0]] == ["4", "6", "7", "8"]
+
+
+def test_the_teacher_judges_on_any_scale(collection, prior):
+    # the ten scores 0, 0.1, ..., 0.9 have a standard deviation of 0.287: 0.7 of it is 0.201, 0.3 of it 0.086
+    for margin, expected in ((0.7, ["4", "2", "3", "5"]), (-0.3, ["4", "5", "6", "7"]), (-0.4, ["4", "6", "7", "8"])):
+        settings = ListSettings(negatives=3, draw="hardest", teacher_margin=margin)
+        for scale in (1.0, 20.0):
+            score = pc.cast(pc.multiply(prior["score"], scale), pa.float32())
+            teacher = prior.set_column(2, "score", score)
+            lists = sample_lists(collection.candidates, collection.qrels, settings, seed=1, teacher=teacher)
+            assert [pid.split("-")[1] for pid in lists.pids[0]] == expected
+    with pytest.raises(BadInput, match=r"lists\.teacher_margin needs"):
+        sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=prior)
+
+
+def test_with_both_margins_a_negative_has_to_pass_both(collection, prior):
+    """The prior drops ranks 1 and 2; the teacher, who has them in reverse, drops 7 to 10."""
+    reverse = pc.cast(pc.subtract(0.9, prior["score"]), pa.float32())
+    settings = ListSettings(negatives=3, draw="hardest", false_negative_margin=0.15, teacher_margin=0.7)
+    teacher = prior.set_column(2, "score", reverse)
+    lists = sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=prior, teacher=teacher)
+    assert {tuple(pid.split("-")[1] for pid in row) for row in lists.pids} == {("4", "3", "5", "6")}
+    more = ListSettings(negatives=4, draw="hardest", false_negative_margin=0.15, teacher_margin=0.7)
+    none = sample_lists(collection.candidates, collection.qrels, more, seed=1, prior=prior, teacher=teacher)
+    assert (len(none), none.skipped) == (0, 30)
+
+
 def test_only_what_the_teacher_scored_is_drawn(collection, prior):
     teacher = prior.filter(pc.greater(prior["score"], 0.35))
     lists = sample_lists(collection.candidates, collection.qrels, ListSettings(negatives=5), seed=1, teacher=teacher)
     assert {pid.split("-")[1] for pid in lists.pids.ravel()} == {"1", "2", "3", "4", "5", "6"}
     assert lists.teacher.dtype == np.float32
     unscored = prior.filter(pc.less(prior["score"], 0.35))
+    none = sample_lists(collection.candidates, collection.qrels, ListSettings(negatives=1), seed=1, teacher=unscored)
+    assert (len(none), none.pids.shape, none.skipped) == (0, (0, 2), 30)
     with pytest.raises(BadInput, match="no training list"):
-        sample_lists(collection.candidates, collection.qrels, ListSettings(negatives=1), seed=1, teacher=unscored)
+        join_lists([none], ListSettings(negatives=1), seed=1)
 
 
 def test_queries_with_too_few_negatives_are_counted(collection):
@@ -76,6 +110,46 @@ def test_queries_with_too_few_negatives_are_counted(collection):
     lists = sample_lists(short, collection.qrels, ListSettings(negatives=5), seed=1)
     assert lists.skipped == 1
     assert "q0" not in lists.qids
+
+
+@pytest.mark.parametrize("queries", [None, 7, 100])
+def test_parts_joined_equal_the_draw_from_all_queries_at_once(collection, prior, queries):
+    settings = ListSettings(negatives=3, queries=queries, lists_per_query=2, false_negative_margin=0.05)
+    short = collection.candidates.filter(  # two queries are left out
+        pc.or_(pc.invert(pc.is_in(collection.candidates["qid"], pa.array(["q0", "q7"]))), pc.less(prior["score"], 0.1))
+    )
+    whole = sample_lists(short, collection.qrels, settings, seed=3, prior=prior, teacher=prior)
+    qids = np.array(pc.unique(short["qid"]).to_pylist())
+    np.random.default_rng(1).shuffle(qids)
+    shards = [pc.is_in(short["qid"], pa.array(part)) for part in np.array_split(qids, 4)]
+    parts = [
+        sample_lists(short.filter(shard), collection.qrels, settings, seed=3, prior=prior, teacher=prior)
+        for shard in shards
+    ]
+    joined = join_lists(parts, settings, seed=3)
+    assert joined.digest() == whole.digest()
+    assert joined.relevant == whole.relevant
+    assert joined.skipped == whole.skipped == 2
+    assert len(joined) == 2 * min(queries or 28, 28)
+    with pytest.raises(BadInput, match="different queries"):
+        join_lists([parts[0], parts[0]], settings, seed=3)
+    with pytest.raises(BadInput, match="all have scores"):
+        unscored = sample_lists(short.filter(shards[1]), collection.qrels, settings, seed=3, prior=prior)
+        join_lists([parts[0], unscored], settings, seed=3)
+
+
+def test_a_teacher_may_score_the_lists_after_the_draw(collection, prior):
+    lists = sample_lists(collection.candidates, collection.qrels, ListSettings(negatives=3), seed=1)
+    shuffled = prior.take(np.random.default_rng(5).permutation(len(prior)))
+    scored = lists.with_teacher(shuffled)
+    expected = [[1 - int(pid.split("-")[1]) / 10 for pid in row] for row in lists.pids]
+    np.testing.assert_allclose(scored.teacher, expected, atol=1e-6)
+    assert scored.teacher.dtype == np.float32
+    assert scored.digest() != lists.digest()
+    with pytest.raises(BadInput, match=r"pid 'p\d+-4' of the training lists has no teacher score"):
+        lists.with_teacher(prior.filter(pc.invert(pc.ends_with(prior["pid"], "-4"))))
+    with pytest.raises(BadInput, match="more than once"):
+        lists.with_teacher(pa.concat_tables([prior, prior]))
 
 
 def test_no_negatives_at_all(collection):

@@ -14,6 +14,7 @@ from neuroranker_pipeline.ranking.losses import (
     listwise_softmax,
     margin_mse,
     pointwise_bce,
+    prefix,
     soften,
 )
 
@@ -85,6 +86,13 @@ def test_in_batch_contrast_leaves_out_known_positives():
     assert value.item() == pytest.approx(np.mean(losses))
 
 
+def test_a_prefix_is_a_unit_vector_of_the_first_components(scores):
+    unit = scores / np.linalg.norm(scores, axis=1, keepdims=True)
+    expected = scores[:, :3] / np.linalg.norm(scores[:, :3], axis=1, keepdims=True)
+    np.testing.assert_allclose(prefix(torch.tensor(unit), 3), expected)
+    np.testing.assert_array_equal(prefix(torch.tensor(unit), 5), unit)
+
+
 def test_gradients(scores, teacher):
     x = torch.tensor(scores, requires_grad=True)
     y, labels = torch.tensor(teacher), torch.eye(4, 5, dtype=torch.float64)
@@ -97,5 +105,6 @@ def test_gradients(scores, teacher):
         lambda s: kl_divergence(s, y, 0.5, 2.0),
         lambda s: margin_mse(s, y),
         lambda s: in_batch_contrast(s, positive, relevant, 0.3),
+        lambda s: prefix(s, 3),
     ):
         assert torch.autograd.gradcheck(loss, (x,))

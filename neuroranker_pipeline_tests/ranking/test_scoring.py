@@ -33,7 +33,7 @@ def order(table: pa.Table, qid: str) -> list[str]:
 def test_scores_keep_the_rows_order_across_chunks(tiny, collection, monkeypatch):
     model = CrossEncoder.start(tiny, 32)
     shuffled = collection.candidates.take(np.random.default_rng(0).permutation(300))
-    monkeypatch.setattr(scoring, "PAIRS_PER_CHUNK", 64)
+    monkeypatch.setattr(scoring, "ROWS_PER_PART", 64)
     calls = []
     table = score_candidates(
         model, shuffled, collection.queries, collection.passages, FLOAT32, lambda *call: calls.append(call[1:])
