@@ -63,7 +63,6 @@ def _train(model, trainer_class, arguments_class, loss, rows, options, dropout):
     trainer_class(model=model, args=arguments, train_dataset=Dataset.from_dict(few), loss=loss).train()
     model.load_state_dict(kept)
     trainer = trainer_class(model=model, args=arguments, train_dataset=Dataset.from_dict(rows), loss=loss)
-
     _wait(cuda)
     start = time.perf_counter()
     trainer.train()

@@ -266,6 +266,7 @@ def _attend(transformer: PreTrainedModel, packed: bool) -> None:
 
 
 def reads_packed(model: BiEncoder | CrossEncoder) -> bool:
+    """Whether packed batches suit ``model``: a sequence classifier's own head reads the first token of a padded row."""
     return packs(model.transformer) and not (isinstance(model, CrossEncoder) and model.head is None)
 
 
