@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from measured import table
 
-from neuroranker_pipeline.ranking import models
+from neuroranker_pipeline.ranking import forward
 from neuroranker_pipeline.ranking.batching import epoch_order
 from neuroranker_pipeline.ranking.device import Compute, pick_compute
 from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists
@@ -184,7 +184,7 @@ class Bench:
         for name, packed, compiled in self.variants():
             with packing(packed):
                 if compiled:
-                    models.compile_layers(model)
+                    forward.compile_layers(model)
                 call(model, 8192)
                 self.wait()
                 start = time.perf_counter()
@@ -196,12 +196,12 @@ class Bench:
 
 @contextmanager
 def packing(wanted: bool):
-    kept = models.reads_packed
-    models.reads_packed = kept if wanted else (lambda model: False)
+    kept = forward.packs_batches
+    forward.packs_batches = kept if wanted else (lambda model, device: False)
     try:
         yield
     finally:
-        models.reads_packed = kept
+        forward.packs_batches = kept
 
 
 def curve(losses: list[float]) -> str:

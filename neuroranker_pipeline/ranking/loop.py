@@ -26,7 +26,8 @@ from neuroranker_pipeline.ranking.batching import epoch_order
 from neuroranker_pipeline.ranking.checkpoint import load_checkpoint, save_checkpoint
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.distributed import World
-from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder, compile_layers, compiles
+from neuroranker_pipeline.ranking.forward import compile_layers, compiles
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 from neuroranker_pipeline.ranking.optimizer import build_optimizer, freeze, is_head
 from neuroranker_pipeline.ranking.settings import TrainingSettings
 
@@ -109,9 +110,9 @@ def fit(
     """
     devices = [compute.device] if compute.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        if compiles(settings.compile, compute):
-            compile_layers(task.model)
         run = _Run(task, settings, seed, compute, label, world)
+        if compiles(settings.compile, compute, run.total):
+            compile_layers(task.model)
         run.restore(work)
         while not run.done:
             run.advance()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
-from neuroranker_pipeline.ranking.batching import Tokens, by_length, tokenize, tokenize_pairs
+from neuroranker_pipeline.ranking.batching import Tokens, tokenize, tokenize_pairs
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.folders import (
     IDENTITY,
@@ -34,15 +34,11 @@ from neuroranker_pipeline.ranking.folders import (
     write_bi_encoder,
     write_cross_encoder,
 )
+from neuroranker_pipeline.ranking.forward import infer
 from neuroranker_pipeline.ranking.hub import ModelNotFound, resolve_model
-from neuroranker_pipeline.ranking.packed import PACKED, first_position, mean_of_segments, packs
+from neuroranker_pipeline.ranking.packed import mean_of_segments, packs
 
-__all__ = ["BiEncoder", "CrossEncoder", "ModelNotFound", "forward_rows", "infer", "resolve_model"]
-
-# Padded tokens in one forward pass without gradients: enough to fill a GPU, little enough for a laptop's memory.
-INFERENCE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
-# The same with gradients, whose activations stay until the backward pass (about 16 GB for six layers of MiniLM's size).
-TRAINING_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+__all__ = ["BiEncoder", "CrossEncoder", "ModelNotFound", "resolve_model"]
 
 
 class BiEncoder(nn.Module):
@@ -79,6 +75,11 @@ class BiEncoder(nn.Module):
         """Write a folder that ``SentenceTransformer(folder)`` opens with equal embeddings."""
         _save_transformer(self, folder)
         write_bi_encoder(folder, self.pooling, self.dimension, self.max_length)
+
+    @property
+    def reads_packed(self) -> bool:
+        """Whether packed batches suit the model."""
+        return packs(self.transformer)
 
     @property
     def dimension(self) -> int:
@@ -175,6 +176,11 @@ class CrossEncoder(nn.Module):
         length = _max_length(max_length, read_layout(folder), transformer, tokenizer)
         return cls(transformer, tokenizer, head, "mean", length)
 
+    @property
+    def reads_packed(self) -> bool:
+        """Whether packed batches suit the model: a classifier's own head reads the first token of a padded row."""
+        return self.head is not None and packs(self.transformer)
+
     def save(self, folder: Path) -> None:
         """Write a folder that ``sentence_transformers.CrossEncoder(folder)`` opens with equal scores."""
         if self.head is None:
@@ -218,115 +224,6 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Te
         return hidden[:, 0].float()
     weights = mask.unsqueeze(-1).float()
     return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
-
-
-def forward_rows(
-    model: BiEncoder | CrossEncoder, tokens: Tokens, rows: np.ndarray, max_tokens: int | None
-) -> torch.Tensor:
-    """The model's output for ``rows`` of ``tokens``, in their order, computed in batches of similar length.
-
-    ``max_tokens`` padded tokens a batch at most; ``None`` is what suits the device.
-    """
-    device = next(model.parameters()).device
-    parts = list(by_length(tokens.lengths[rows], max_tokens or TRAINING_TOKENS[device.type]))
-    outputs = [forward_batch(model, tokens, rows[part], device) for part in parts]
-    back = torch.from_numpy(np.argsort(np.concatenate(parts)))
-    return torch.cat(outputs)[back.to(device, non_blocking=True)]
-
-
-def forward_batch(
-    model: BiEncoder | CrossEncoder, tokens: Tokens, rows: np.ndarray, device: torch.device
-) -> torch.Tensor:
-    """The model's output for one batch: packed where that pays and the model allows it, else padded."""
-    packed = device.type == "cuda" and reads_packed(model) and _dtype(model, device) != torch.float32
-    _attend(model.transformer, packed)
-    if not packed:
-        return model(**tokens.batch(rows, device))
-    batch = tokens.packed(rows, device, first_position(model.transformer))
-    if not torch.is_autocast_enabled(device.type):
-        return model(**batch)
-    # Weights cast once: under autocast normalizations and residuals would run, and be kept for the gradient, in float32.
-    dtype = _dtype(model, device)
-    cast = {f"transformer.{name}": weight.to(dtype) for name, weight in model.transformer.named_parameters()}
-    with torch.autocast(device.type, enabled=False):
-        return torch.func.functional_call(model, cast, (), batch)
-
-
-def _dtype(model: BiEncoder | CrossEncoder, device: torch.device) -> torch.dtype:
-    """What the encoder's matrix products run in."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return next(model.transformer.parameters()).dtype
-
-
-def _attend(transformer: PreTrainedModel, packed: bool) -> None:
-    """Have ``transformer`` attend as the batch is laid out; other implementations of padded attention are left alone."""
-    if packed != (transformer.config._attn_implementation == PACKED):
-        transformer.set_attn_implementation(PACKED if packed else "sdpa")
-
-
-def reads_packed(model: BiEncoder | CrossEncoder) -> bool:
-    """Whether packed batches suit ``model``: a sequence classifier's own head reads the first token of a padded row."""
-    return packs(model.transformer) and not (isinstance(model, CrossEncoder) and model.head is None)
-
-
-def compiles(setting: Literal["auto", "always", "never"], compute: Compute) -> bool:
-    """Whether ``TrainingSettings.compile`` asks for compilation on this device."""
-    return setting == "always" or (setting == "auto" and compute.device.type == "cuda")
-
-
-def compile_layers(model: BiEncoder | CrossEncoder) -> None:
-    """Compile the encoder layer by layer, in place: one layer's code serves all, so that it takes seconds."""
-    encoder: Any = model.transformer.base_model
-    embeddings = getattr(encoder, "embeddings", None)
-    for module in [*([embeddings] if embeddings is not None else []), *encoder_layers(model.transformer)]:
-        module.compile(dynamic=True)
-
-
-def encoder_layers(transformer: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers, the lowest first."""
-    stacks = (module for module in transformer.modules() if isinstance(module, nn.ModuleList))
-    return next(stack for stack in stacks if len(stack) == transformer.config.num_hidden_layers)
-
-
-def infer(
-    model: BiEncoder | CrossEncoder,
-    tokens: Tokens,
-    compute: Compute,
-    label: str = "inference",
-    progress: Progress = silent,
-) -> np.ndarray:
-    """The model's float32 output for every sequence, without gradients or dropout."""
-    was_training = model.training
-    model.eval().to(compute.device)
-    parts, outputs, done = list(by_length(tokens.lengths, INFERENCE_TOKENS[compute.device.type])), [], 0
-    with _encoder_in(model, compute.dtype), torch.inference_mode():
-        for part in parts:
-            outputs.append(forward_batch(model, tokens, part, compute.device).float())
-            done += len(part)
-            progress(label, done, len(tokens))
-        whole = torch.cat(outputs).cpu().numpy()  # one transfer: fetching each would make the GPU wait for the next
-    model.train(was_training)
-    result = np.empty_like(whole)
-    result[np.concatenate(parts)] = whole
-    return result
-
-
-@contextmanager
-def _encoder_in(model: BiEncoder | CrossEncoder, dtype: torch.dtype) -> Iterator[None]:
-    """The encoder's weights in ``dtype`` for the block, and as they were after it.
-
-    Casting them once is 1.14 times as fast as autocast, which casts them in every product (bfloat16, two cores). Pooling
-    and linear heads stay in float32, for bfloat16 scores tie.
-    """
-    kept = [(weight, weight.data) for weight in model.transformer.base_model.parameters()]
-    try:
-        for weight, data in kept:
-            weight.data = data.to(dtype)
-        yield
-    finally:
-        for weight, data in kept:
-            weight.data = data
 
 
 def _load_encoder(folder: Path, layers: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

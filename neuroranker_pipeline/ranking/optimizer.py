@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder, encoder_layers
+from neuroranker_pipeline.ranking.forward import encoder_layers
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 from neuroranker_pipeline.ranking.settings import TrainingSettings
 
 

@@ -6,6 +6,7 @@ unknown keyword arguments down to a registered attention function, so the models
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,39 @@ def _attention_by_padding(
 
 
 AttentionInterface.register(PACKED, packed_attention)
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors in another dtype, and their gradients back in their own."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        return tuple(_copies(tensors, [dtype] * len(tensors)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        there = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        found = [gradient for gradient in gradients if gradient is not None]
+        copies = iter(_copies(found, [ctx.dtypes[i] for i in there]))
+        return None, *(None if gradient is None else next(copies) for gradient in gradients)
+
+
+def _copies(tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    if copies:
+        torch._foreach_copy_(copies, list(tensors))
+    return copies
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype, prefix: str) -> dict[str, torch.Tensor]:
+    """The parameters of ``module`` in ``dtype`` by name, differentiable: all in one launch, for a step has few to spare."""
+    named = {prefix + name: weight for name, weight in module.named_parameters()}
+    trained = {name: weight for name, weight in named.items() if weight.requires_grad}
+    cast = dict(zip(trained, _Cast.apply(dtype, *trained.values()), strict=True)) if trained else {}
+    frozen = {name: weight.detach() for name, weight in named.items() if name not in trained}
+    return cast | dict(zip(frozen, _copies(list(frozen.values()), [dtype] * len(frozen)), strict=True))
 
 
 def mean_of_segments(hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:

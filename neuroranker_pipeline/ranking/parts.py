@@ -21,7 +21,8 @@ from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.batching import Tokens
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.distributed import World
-from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder, infer
+from neuroranker_pipeline.ranking.forward import infer
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 
 ROWS_PER_PART = 32_768  # bounds the memory of tokenized texts; batches of similar length form within a part
 FOLDER = "parts"  # in the work folder

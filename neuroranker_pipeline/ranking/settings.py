@@ -60,7 +60,7 @@ class TrainingSettings:
     log_every: steps between lines of the history, where the loss is looked at: a run that diverges stops there.
     checkpoint_steps, checkpoint_seconds: save after so many steps, and at the first line of the history after so many
     seconds; 0 is never.
-    compile: whether PyTorch compiles the encoder; "auto" compiles on a GPU.
+    compile: whether PyTorch compiles the encoder; "auto" does on a GPU, in runs long enough to pay for it.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}

@@ -15,10 +15,11 @@ from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute, Device, pick_compute, to_device
 from neuroranker_pipeline.ranking.distributed import World
 from neuroranker_pipeline.ranking.embeddings import TorchEncoder, rank_by_cosine
+from neuroranker_pipeline.ranking.forward import forward_rows
 from neuroranker_pipeline.ranking.lists import TrainingLists, no_lists
 from neuroranker_pipeline.ranking.loop import TrainingResult, fit
 from neuroranker_pipeline.ranking.losses import in_batch_contrast, kl_divergence, listwise_softmax, margin_mse, prefix
-from neuroranker_pipeline.ranking.models import BiEncoder, forward_rows
+from neuroranker_pipeline.ranking.models import BiEncoder
 from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, scores_table, texts
 from neuroranker_pipeline.ranking.settings import StudentSettings
 

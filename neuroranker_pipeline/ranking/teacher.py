@@ -13,10 +13,11 @@ from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute, Device, pick_compute, to_device
 from neuroranker_pipeline.ranking.distributed import World
+from neuroranker_pipeline.ranking.forward import forward_rows
 from neuroranker_pipeline.ranking.lists import TrainingLists, no_lists
 from neuroranker_pipeline.ranking.loop import TrainingResult, fit
 from neuroranker_pipeline.ranking.losses import listwise_softmax, margin_mse, pointwise_bce, soften
-from neuroranker_pipeline.ranking.models import CrossEncoder, forward_rows
+from neuroranker_pipeline.ranking.models import CrossEncoder
 from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, score_candidates, scores_table, texts
 from neuroranker_pipeline.ranking.settings import TeacherSettings
 

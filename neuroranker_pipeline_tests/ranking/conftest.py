@@ -50,7 +50,7 @@ def tiny(tmp_path_factory) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = BertModel(config)
     folder = tmp_path_factory.mktemp("tiny")

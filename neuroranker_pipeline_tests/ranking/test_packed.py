@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder, forward_batch, forward_rows
-from neuroranker_pipeline.ranking.packed import PACKED, packs
+from neuroranker_pipeline.ranking.device import Compute
+from neuroranker_pipeline.ranking.forward import forward_batch, forward_rows, infer
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+from neuroranker_pipeline.ranking.packed import PACKED, cast_weights, packs
 from neuroranker_pipeline_tests.ranking.conftest import WORDS
 
 CPU = torch.device("cpu")
@@ -66,6 +68,45 @@ def test_packed_attention_refuses_a_padded_batch(tiny, texts):
         model(**model.tokenize(texts).batch([0, 1], CPU))
 
 
+def test_weights_are_cast_for_a_step_and_their_gradients_cast_back(tiny):
+    model = BiEncoder.load(tiny).transformer
+    model.embeddings.word_embeddings.weight.requires_grad_(False)
+    cast = cast_weights(model, torch.bfloat16, "m.")
+    assert cast.keys() == {f"m.{name}" for name, _ in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        assert cast[f"m.{name}"].requires_grad == weight.requires_grad
+        assert torch.equal(cast[f"m.{name}"], weight.to(torch.bfloat16))
+    used = cast["m.encoder.layer.0.output.dense.weight"]
+    (used * 3).sum().backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert gradients.keys() == {"encoder.layer.0.output.dense.weight"}
+    gradient = gradients.popitem()[1]
+    assert gradient.dtype == torch.float32
+    assert (gradient == 3).all()
+
+
+def test_batches_side_by_side_give_what_one_after_the_other_gives(tiny):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 30))) for _ in range(300)]
+    model = BiEncoder.load(tiny)
+    tokens = model.tokenize(texts)
+    threads = torch.get_num_threads()
+    outputs = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            seen = []
+            outputs.append(
+                infer(model, tokens, Compute(CPU, torch.float32), progress=lambda _, done, of, s=seen: s.append(done))
+            )
+            assert seen == sorted(seen)
+            assert seen[-1] == len(texts)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-6)
+
+
 def test_what_packs(tiny):
     transformer = BiEncoder.load(tiny).transformer
     assert packs(transformer)
@@ -76,7 +117,7 @@ def test_what_packs(tiny):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_cuda_packed_bfloat16_is_near_padded_float32(tiny, texts, compiled):
-    from neuroranker_pipeline.ranking.models import compile_layers
+    from neuroranker_pipeline.ranking.forward import compile_layers
 
     model = BiEncoder.load(tiny).eval()
     tokens, rows = model.tokenize(texts), np.arange(len(texts))
