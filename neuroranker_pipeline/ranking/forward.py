@@ -123,9 +123,8 @@ def infer(
         return forward_batch(model, tokens, part, compute.device).float()
 
     with _encoder_in(model, compute.dtype):
-        _attend(
-            model.transformer, packs_batches(model, compute.device)
-        )  # here, for the threads must not change the model
+        # Here, for the threads must not change the model.
+        _attend(model.transformer, packs_batches(model, compute.device))
         for part, values in zip(parts, side_by_side(output, parts, compute.device), strict=True):
             outputs.append(values)
             done += len(part)
