@@ -25,6 +25,7 @@ CALIBRATION_TEXTS = 256
     kinds={"onnx"},
     needs=[student_checkpoint, passages],
     checks=[checks.onnx_agrees_with_pytorch],
+    code_version="2",
 )
 def student_onnx(step: Step) -> None:
     """The student as one ONNX graph, from token ids to unit vectors."""
@@ -51,6 +52,7 @@ def student_onnx(step: Step) -> None:
     ],
     settings=["quantization", "bounds.int8_loss", "bounds.batch_sensitivity", "cascade_depth"],
     checks=[checks.int8_loses_little, checks.ranking_is_stable],
+    code_version="2",
 )
 def student_onnx_int8(step: Step) -> None:
     """The student with 8-bit weights; held to the float32 model's quality on the dev split."""

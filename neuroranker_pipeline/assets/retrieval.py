@@ -48,7 +48,7 @@ def lucene_index(step: Step) -> None:
     folder, bm25 = step.read("passages"), step.settings.bm25
     total, documents = count_rows(folder), 0
     for name in collections(step.settings):
-        build_index(_passages_of(folder, name, step.settings), step.out / name, bm25, step.progress, total)
+        build_index(passages_of(folder, name, step.settings), step.out / name, bm25, step.progress, total)
         with closing(Searcher(step.out / name, bm25)) as searcher:
             documents += searcher.num_docs
             step.record(**{f"{name}/documents": searcher.num_docs})
@@ -131,6 +131,14 @@ def tuned_parameters(settings: BM25Settings, folder: Path) -> BM25Settings:
     return replace(settings, k1=found["k1"], b=found["b"])
 
 
+def passages_of(folder: Path, name: str, settings: Settings) -> Iterator[pa.RecordBatch]:
+    """The passages of one collection, from the ``passages`` artifact in ``folder``."""
+    for batch in read_batches(folder):
+        mine = batch.filter(_belongs(batch["pid"], name, settings)) if settings.training_collections else batch
+        if mine.num_rows:
+            yield mine
+
+
 def _searched(step: Step, shard: pa.Table) -> Iterator[pa.RecordBatch]:
     """Candidates of the shard's queries, each searched in its own collection."""
     from neuroranker_pipeline.retrieval.bm25 import Searcher
@@ -141,13 +149,6 @@ def _searched(step: Step, shard: pa.Table) -> Iterator[pa.RecordBatch]:
         if asked.num_rows:
             with closing(Searcher(step.read("lucene_index") / name, bm25)) as searcher:
                 yield from searcher.search_batches(_texts(asked), step.progress)
-
-
-def _passages_of(folder: Path, name: str, settings: Settings) -> Iterator[pa.RecordBatch]:
-    for batch in read_batches(folder):
-        mine = batch.filter(_belongs(batch["pid"], name, settings)) if settings.training_collections else batch
-        if mine.num_rows:
-            yield mine
 
 
 def _belongs(ids: pa.Array | pa.ChunkedArray, name: str, settings: Settings) -> pa.Array | pa.ChunkedArray:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
 
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, queries
 from neuroranker_pipeline.assets.evaluation import eval_report
 from neuroranker_pipeline.assets.export import student_onnx_int8
-from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
-from neuroranker_pipeline.assets.retrieval import bm25_candidates
+from neuroranker_pipeline.assets.lake_asset import LakeAsset, Needs, lake_asset
+from neuroranker_pipeline.assets.retrieval import (
+    ANALYZER,
+    bm25_candidates,
+    bm25_parameters,
+    lucene_index,
+    passages_of,
+    tuned_parameters,
+)
 from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.assets.student import passage_embeddings
 from neuroranker_pipeline.assets.training import texts_for
 from neuroranker_pipeline.checks import serving as checks
+from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.joined import MAIN
 from neuroranker_pipeline.datasets.tables import read_table
 from neuroranker_pipeline.resources.lake import Lake
 
@@ -21,14 +34,31 @@ ASKED = 20  # passages that the built Bento re-ranks before it is published
 ARCHIVE = "ranker.tar"  # not compressed: weights hardly shrink, and BentoML's own format takes half a minute
 TAG_FILE = "tag.txt"
 REPORT_FILES = ("report.html", "report.md", "report.json")  # of the evaluation; the runs stay in the lake
+SEARCHED: tuple[tuple[LakeAsset, Literal["all"] | None], ...] = (
+    (lucene_index, None),
+    (bm25_parameters, None),
+    (passage_embeddings, "all"),
+)
+
+
+def _searchable(settings: Settings) -> bool:
+    return settings.bento.search
 
 
 @lake_asset(
     group="serving",
     kinds={"bentoml"},
-    needs=[student_onnx_int8, Needs(eval_report, "all"), Needs(bm25_candidates, "dev"), passages, queries],
-    settings=["bento"],
+    needs=[
+        student_onnx_int8,
+        Needs(eval_report, "all"),
+        Needs(bm25_candidates, "dev"),
+        passages,
+        queries,
+        *(Needs(asset, shards, _searchable) for asset, shards in SEARCHED),
+    ],
+    settings=["bento", *ANALYZER],
     checks=[checks.bento_answers_correctly],
+    code_version="2",
     by_content=False,
 )
 def ranker_bento(step: Step) -> None:
@@ -48,13 +78,15 @@ def ranker_bento(step: Step) -> None:
         (report / str(split)).mkdir(parents=True)
         for name in REPORT_FILES:
             shutil.copyfile(step.read("eval_report", split) / name, report / str(split) / name)
-    bento = build_bento(model, report, step.settings.bento.name, None, labels, store)
+    collection = _collection(step, model) if step.settings.bento.search else None
+    bento = build_bento(model, report, step.settings.bento.name, None, labels, store, collection)
     export_bento(bento, step.out / ARCHIVE, store)
     (step.out / TAG_FILE).write_text(bento.tag)
     step.metadata["tag"] = bento.tag
 
     query, documents = _question(step)
-    expected = [index for index, _ in Reranker(OnnxEncoder(model)).rerank(query, documents)]
+    with closing(Reranker(OnnxEncoder(model))) as reranker:
+        expected = [ranked.index for ranked in reranker.rerank(query, documents).results]
     answered = checks.bento_answers_correctly(served_order(bento.path, query, documents), expected)
     step.check(answered)
     if answered.passed:
@@ -68,6 +100,18 @@ def publish_again(lake: Lake) -> str | None:
     folder = lake.read(ranker_bento.name)
     tag = (folder / TAG_FILE).read_text()
     return tag if import_bento(folder / ARCHIVE, tag) else None
+
+
+def _collection(step: Step, model: Path) -> Path:
+    """What the Bento searches: the main collection's index, texts, and vectors, which are of the student that ``model``
+    was made from, or the step would not have started."""
+    from neuroranker_pipeline.serving.collection import write_collection
+
+    out, folder = step.work / "collection", step.read("passages")
+    bm25 = tuned_parameters(step.settings.bm25, step.read("bm25_parameters"))
+    embeddings, index = step.read_all("passage_embeddings"), step.read("lucene_index") / MAIN
+    step.record(write_collection(out, lambda: passages_of(folder, MAIN, step.settings), embeddings, index, model, bm25))
+    return out
 
 
 def _question(step: Step) -> tuple[str, list[str]]:

@@ -55,9 +55,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class BentoSettings:
-    """The Bento's name in the BentoML store, as in ``bentoml serve <name>:latest``."""
+    """The Bento's name in the BentoML store, as in ``bentoml serve <name>:latest``; ``search``: whether it carries the
+    collection (index, texts and vectors) and answers ``/search``."""
 
     name: str = "ranker"
+    search: bool = True
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.export.fusion import fuse
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.models import BiEncoder
 from neuroranker_pipeline.serving.engine import MODEL_FILE, OUTPUT, SETTINGS_FILE, TOKENIZER_FILE, OnnxEncoder
@@ -41,7 +43,8 @@ def export_student(student_dir: str | Path, out: Path) -> None:
 
     The graph takes ``input_ids`` and ``attention_mask``, int64 (n, t) with n and t free, and gives ``embedding``,
     float32 (n, dimension) unit vectors. It computes attention in plain matrix products: traced from fused attention
-    (``dynamo=False`` with SDPA) it loses the padding mask. Raises ``BadInput`` or ``ModelNotFound`` when
+    (``dynamo=False`` with SDPA) it loses the padding mask. Afterwards ``fusion.fuse`` joins what ONNX Runtime has a kernel
+    for. Raises ``BadInput`` or ``ModelNotFound`` when
     ``student_dir`` holds no bi-encoder with a fast tokenizer.
     """
     student = BiEncoder.load(student_dir)
@@ -50,6 +53,9 @@ def export_student(student_dir: str | Path, out: Path) -> None:
     student.transformer.set_attn_implementation("eager")
     out.mkdir(parents=True, exist_ok=True)
     _trace(student.eval().cpu()).save(out / MODEL_FILE, external_data=False)
+    model = onnx.load(out / MODEL_FILE)
+    fuse(model, int(student.transformer.config.num_attention_heads))
+    onnx.save(model, out / MODEL_FILE)
     tokenizer = student.tokenizer.backend_tokenizer
     tokenizer.no_padding()
     tokenizer.enable_truncation(student.max_length)

@@ -35,6 +35,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.export.fusion import DOMAIN
 from neuroranker_pipeline.export.onnx import copy_companions, write_settings
 from neuroranker_pipeline.export.settings import QuantizationSettings
 from neuroranker_pipeline.serving.engine import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
@@ -104,7 +105,7 @@ class _Rewriter:
     """Rewrites one model in place: weight matrices and the token embedding table become int8."""
 
     def __init__(self, model: onnx.ModelProto, settings: QuantizationSettings) -> None:
-        self.graph = model.graph
+        self.model, self.graph = model, model.graph
         self.settings = settings
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
@@ -115,6 +116,7 @@ class _Rewriter:
         self._constant("int8/range", np.array(127, np.float32))
         self._constant("int8/tiny", np.array(1e-12, np.float32))  # keeps the scale of an all-zero row above zero
         self._constant("int8/zero", np.array(128, np.uint8))
+        self._constant("int8/one", np.array(1, np.float32))  # the product scales the columns, and we the rows after it
         for node in self.graph.node:
             if self.settings.products and node.op_type == "MatMul" and node.input[1] in self.weights:
                 self._product(node)
@@ -127,6 +129,8 @@ class _Rewriter:
         for field, values in ((self.graph.node, self.nodes), (self.graph.initializer, kept)):
             del field[:]
             field.extend(values)
+        if DOMAIN not in {opset.domain for opset in self.model.opset_import}:
+            self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         del self.graph.value_info[:]  # ONNX Runtime infers the shapes anew
 
     def _product(self, node: onnx.NodeProto) -> None:
@@ -138,9 +142,8 @@ class _Rewriter:
         self._constant(f"{name}/weight", values)
         self._constant(f"{name}/weight_scale", scale[0])
         self._constant(f"{name}/width", np.array([weight.shape[1]], np.int64))
-        integers = self._add("MatMulInteger", [rows, f"{name}/weight", "int8/zero"], f"{name}/integers")
-        floats = self._add("Cast", [integers], f"{name}/floats", to=TensorProto.FLOAT)
-        columns = self._add("Mul", [floats, f"{name}/weight_scale"], f"{name}/columns")
+        inputs = [rows, f"{name}/weight", "int8/one", f"{name}/weight_scale", "int8/zero"]
+        columns = self._add("MatMulIntegerToFloat", inputs, f"{name}/columns", domain=DOMAIN)
         scaled = self._add("Mul", [columns, row_scale], f"{name}/scaled")
         full_shape = self._add("Concat", [shape, f"{name}/width"], f"{name}/shape", axis=0)
         self._add("Reshape", [scaled, full_shape], name)

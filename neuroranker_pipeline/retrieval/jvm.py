@@ -27,18 +27,19 @@ _lock = threading.Lock()
 _lucene_logger: Any = None  # Java forgets a logger's level once nobody refers to the logger
 
 
-def start_jvm(heap_mb: int = 1024, threads: int | None = None) -> None:
+def start_jvm(heap_mb: int = 1024, threads: int | None = None, jar: Path | None = None) -> None:
     """Start the JVM with Pyserini's jar and at most ``heap_mb`` MiB of heap, unless it runs already.
 
+    ``jar`` takes the place of Pyserini's, for a service, which has to be small: its JVM frees memory in one thread.
     ``threads`` is the number of processors that Java sees, all of the machine's if None: Anserini's batch search takes
     every one of them, whatever number of threads it is asked for. A process has one JVM, so the values of the first
-    call count. Raises ``NotReady`` when there is no Java 21
-    or Pyserini, or when a JVM without Pyserini's classes is running.
+    call count. Raises ``NotReady`` when there is no Java 21 or Pyserini, or when a JVM without Pyserini's classes is
+    running.
     """
     require(heap_mb >= 64, "heap_mb", "at least 64", heap_mb)
     with _lock:
         if _lucene_logger is None:
-            _start(heap_mb, threads)
+            _start(heap_mb, threads, jar)
 
 
 def java_class(name: str) -> Any:
@@ -113,18 +114,24 @@ def pyserini_jar() -> Path:
     return jars[-1]
 
 
-def _start(heap_mb: int, threads: int | None) -> None:
+def check_java() -> Path:
+    """The JDK that ``start_jvm`` would start; raises ``NotReady`` without one, or without pyjnius."""
+    if find_spec("jnius_config") is None:
+        raise NotReady("pyjnius is not installed; run `pip install pyjnius`")
+    return java_home()
+
+
+def _start(heap_mb: int, threads: int | None, jar: Path | None) -> None:
     global _lucene_logger
-    try:
-        import jnius_config
-    except ImportError as error:
-        raise NotReady("pyjnius is not installed; run `pip install pyserini`") from error
+    home = check_java()
+    import jnius_config
+
     if not jnius_config.vm_running:
-        home, jar = java_home(), pyserini_jar()
-        jnius_config.add_classpath(str(jar))
+        jnius_config.add_classpath(str(jar or pyserini_jar()))
         # -Xrs leaves SIGINT and SIGTERM to Python, or Ctrl-C would end the process without any clean-up.
         # The parallel collector costs the least processor time, the only thing that counts in a bulk load.
-        jnius_config.add_options(f"-Xmx{heap_mb}m", "-Xrs", "-XX:+UseParallelGC")
+        collector = "-XX:+UseSerialGC" if jar else "-XX:+UseParallelGC"
+        jnius_config.add_options(f"-Xmx{heap_mb}m", "-Xrs", collector)
         if threads is not None:
             jnius_config.add_options(f"-XX:ActiveProcessorCount={threads}")
         _import_jnius(home)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -16,22 +20,52 @@ from tokenizers import Tokenizer
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.pointer import resolve_artifact
+from neuroranker_pipeline.serving.batcher import Batcher, Work, run_alike, run_size
+from neuroranker_pipeline.serving.cache import Entry, VectorCache, content_key
 
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "neuroranker.json"
 OUTPUT = "embedding"
 
-# Tokens in one run of the graph: a core's cache holds the activations of about this many.
-BATCH_TOKENS = 1024
 DEFAULT_MAX_LENGTH = 256
+MAX_WINDOWS = 64
+
+# What to do with a text of more than ``max_length`` tokens: cut it, or read it in windows and take the best one.
+Long = Literal["truncate", "windows"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model reads of a text: token sequences, special tokens included, and whether the text goes on."""
+
+    sequences: list[list[int]]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A text's position in the request, its cosine with the query, and whether only its beginning was read."""
+
+    index: int
+    score: float
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The texts best first; ties keep their order. ``tokens`` were read of query and texts, now or when cached."""
+
+    results: list[Ranked]
+    tokens: int
+    cached: int  # texts whose vectors were in the cache
 
 
 class OnnxEncoder:
     """A student exported to ONNX, beside its tokenizer.
 
-    Texts of one length share a batch, so nothing is ever padded, and each thread runs its own batches: a text's
-    vector depends on that text alone, not on the rest of the request.
+    Only short texts share a run, and only those of one length, so nothing is ever padded, and each thread runs its
+    own batches: a text's vector depends on that text alone, to the last bit.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
@@ -66,6 +100,28 @@ class OnnxEncoder:
         """Positions of the texts that ``tokenize`` cuts."""
         return [i for i, e in enumerate(self.tokenizer.encode_batch_fast(list(texts))) if e.overflowing]
 
+    def read(self, texts: Sequence[str], long: Long = "truncate") -> list[Reading]:
+        """What to run for each text: its tokens cut to ``max_length``, or windows of that length.
+
+        Windows overlap by half; a text gets at most ``MAX_WINDOWS``, and is truncated if they do not reach its end.
+        """
+        if long == "truncate":
+            return [Reading([e.ids], bool(e.overflowing)) for e in self.tokenizer.encode_batch_fast(list(texts))]
+        readings = []
+        for encoding in self._windows.encode_batch_fast(list(texts)):
+            more = encoding.overflowing
+            ids = [encoding.ids, *(window.ids for window in more[: MAX_WINDOWS - 1])]
+            readings.append(Reading(ids, len(more) >= MAX_WINDOWS))
+        return readings
+
+    @cached_property
+    def _windows(self) -> Tokenizer:
+        """A tokenizer of its own, for how to cut is a tokenizer's state, which all threads share."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        content = self.max_length - tokenizer.num_special_tokens_to_add(False)
+        tokenizer.enable_truncation(self.max_length, stride=content // 2)
+        return tokenizer
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, (n, dimension) float32, in the order of ``texts``."""
         return self.encode_tokens(self.tokenize(texts))
@@ -74,9 +130,15 @@ class OnnxEncoder:
         """Unit vectors, (n, dimension) float32, of token sequences."""
         vectors = np.empty((len(tokens), self.dimension), np.float32)
         batches = list(_equal_lengths(tokens))
-        for rows, result in zip(batches, self._pool.map(lambda b: self._run(tokens, b), batches), strict=True):
+        runs = self._pool.map(lambda rows: run_alike(self.run, [tokens[row] for row in rows]), batches)
+        for rows, result in zip(batches, runs, strict=True):
             vectors[rows] = result
         return vectors
+
+    def run(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """One run of the graph: unit vectors, (n, dimension) float32, of n >= 1 token sequences of one length."""
+        ids = np.array(tokens, np.int64)
+        return self.session.run([OUTPUT], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
 
     def run_padded(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
         """One run over one padded batch: what the graph itself computes, for checks of its padding mask."""
@@ -86,37 +148,101 @@ class OnnxEncoder:
         ids[mask == 1] = np.concatenate([np.asarray(t, np.int64) for t in tokens])
         return self.session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
 
-    def _run(self, tokens: Sequence[Sequence[int]], rows: list[int]) -> np.ndarray:
-        ids = np.array([tokens[row] for row in rows], np.int64)
-        return self.session.run([OUTPUT], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
-
 
 class Reranker:
-    """Orders passages by the cosine of their embedding with the query's."""
+    """Orders passages by the cosine of their embedding with the query's; safe to use from several threads.
 
-    def __init__(self, encoder: OnnxEncoder) -> None:
+    Passages' vectors are kept by content, and the token sequences of all concurrent requests share one queue. Neither
+    changes a score by a bit: a score depends on the query and its text alone.
+    """
+
+    def __init__(self, encoder: OnnxEncoder, cache_bytes: int = 64 * 2**20) -> None:
+        """Start ``encoder.threads`` threads, which end with ``close`` or when the object goes.
+
+        ``cache_bytes`` bounds the memory for passage vectors; 0 keeps none.
+        """
         self.encoder = encoder
+        self.cache = VectorCache(cache_bytes)
+        self._batcher = Batcher(encoder.run, encoder.threads)
+        self._end = weakref.finalize(self, self._batcher.close, wait=False)
+        self._counts = threading.Lock()
+        self._texts = self._tokens = 0
 
-    def rerank(self, query: str, texts: Sequence[str]) -> list[tuple[int, float]]:
-        """(position in ``texts``, cosine), best first; ties keep the order of ``texts``."""
-        return self.rerank_tokens(*self.tokenize(query, texts))
+    def rerank(self, query: str, texts: Sequence[str], long: Long = "truncate") -> Ranking:
+        """Score ``texts`` against ``query``; of one that is read in windows, the best window's score counts."""
+        keys = [content_key(text, long) for text in texts]
+        entries = self.cache.get(dict.fromkeys(keys))
+        cached = sum(key in entries for key in keys)
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in entries}
+        query_tokens = self.encoder.tokenize([query])[0]
+        vector, computed = self._compute(query_tokens, missing, long)
+        self.cache.put(computed)
+        entries |= computed
+        ordered = [entries[key] for key in keys]
+        scores = best_cosines(vector, [entry.vectors for entry in ordered])
+        tokens = len(query_tokens) + sum(entry.tokens for entry in ordered)
+        with self._counts:
+            self._texts += len(texts)
+            self._tokens += tokens
+        order = np.argsort(-scores, kind="stable").tolist()
+        return Ranking([Ranked(i, float(scores[i]), ordered[i].truncated) for i in order], tokens, cached)
 
-    def tokenize(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """Token ids of the query and of each text."""
-        query_tokens, *text_tokens = self.encoder.tokenize([query, *texts])
-        return query_tokens, text_tokens
+    def encode_query(self, query: str) -> np.ndarray:
+        """The unit vector, (dimension,) float32, that ``rerank`` compares the texts with."""
+        return self._compute(self.encoder.tokenize([query])[0], {}, "truncate")[0]
 
-    def rerank_tokens(
-        self, query_tokens: Sequence[int], text_tokens: Sequence[Sequence[int]]
-    ) -> list[tuple[int, float]]:
-        """``rerank`` for tokenized input."""
-        # Equal texts are encoded once: their scores are then equal to the last bit, and the tie is a tie.
-        unique = {tokens: row for row, tokens in enumerate(dict.fromkeys(map(tuple, [query_tokens, *text_tokens])))}
-        vectors = self.encoder.encode_tokens(list(unique))
-        rows = vectors[[unique[tuple(tokens)] for tokens in text_tokens]]
-        # A sum per row, and no matrix product, whose rounding would depend on the number of rows.
-        scores = (rows * vectors[0]).sum(axis=1, dtype=np.float64).clip(-1, 1)
-        return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Positions of the texts that ``rerank`` would cut."""
+        keys = [content_key(text, "truncate") for text in texts]
+        known = self.cache.peek(keys)
+        unknown = [i for i, key in enumerate(keys) if key not in known]
+        cut = {unknown[i] for i in self.encoder.too_long([texts[i] for i in unknown])}
+        return [i for i, key in enumerate(keys) if i in cut or (key in known and known[key].truncated)]
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start (texts, tokens, cache_hits, cache_misses), and what is there now.
+
+        ``tokens`` counts cached texts too; hits and misses count the different texts of each request; ``queued`` are
+        the sequences (queries, texts, windows) that wait for a run.
+        """
+        return {
+            "texts": self._texts,
+            "tokens": self._tokens,
+            "cache_hits": self.cache.hits,
+            "cache_misses": self.cache.misses,
+            "cache_entries": len(self.cache),
+            "cache_bytes": self.cache.nbytes,
+            "queued": self._batcher.queued,
+        }
+
+    def close(self) -> None:
+        """End the threads; requests that are still queued fail, and so does a later one, with ``RuntimeError``."""
+        self._end.detach()
+        self._batcher.close()
+
+    def _compute(
+        self, query_tokens: Sequence[int], texts: dict[bytes, str], long: Long
+    ) -> tuple[np.ndarray, dict[bytes, Entry]]:
+        """The query's vector, and the entries of texts that are not in the cache."""
+        readings = self.encoder.read(list(texts.values()), long) if texts else []
+        works = [Work(tuple(ids)) for reading in readings for ids in reading.sequences]
+        # Every request waits for its query, and most have no other of its length to share a run with.
+        query, *futures = self._batcher.submit([Work(tuple(query_tokens), alone=True), *works])
+        results = iter(futures)
+        entries = {}
+        for key, reading in zip(texts, readings, strict=True):
+            vectors = np.stack([next(results).result() for _ in reading.sequences])
+            entries[key] = Entry(vectors, sum(map(len, reading.sequences)), reading.truncated)
+        return query.result(), entries
+
+
+def best_cosines(query: np.ndarray, texts: Sequence[np.ndarray]) -> np.ndarray:
+    """The largest cosine, (n,) float64, of a unit vector, (dimension,), with any row of each of n arrays of them."""
+    if not texts:
+        return np.empty(0)
+    # A sum per row, and no matrix product, whose rounding would depend on the number of rows.
+    cosines = np.multiply(np.concatenate(texts), query, dtype=np.float64).sum(axis=1).clip(-1, 1)
+    return np.maximum.reduceat(cosines, [0, *accumulate(len(rows) for rows in texts[:-1])])
 
 
 def available_cores() -> int:
@@ -139,7 +265,7 @@ def _equal_lengths(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Rows in batches of one length, longest first so that the threads end together."""
     rows = sorted(range(len(tokens)), key=lambda row: (-len(tokens[row]), row))
     for length, group in groupby(rows, key=lambda row: len(tokens[row])):
-        same, size = list(group), max(1, BATCH_TOKENS // max(1, length))
+        same, size = list(group), run_size(length)
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 

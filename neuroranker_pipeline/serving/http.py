@@ -1,49 +1,321 @@
-"""What stands between the network and the service: a bound on bodies, and one shape for errors."""
+"""What stands between the network and the service: who may ask, how much, how long, and one shape for errors."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
+import hmac
 import json
 import logging
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
+import uvicorn
 from pydantic import ValidationError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from neuroranker_pipeline.errors import BadInput
 
-def refusal(status: int, detail: Any) -> JSONResponse:
+logger = logging.getLogger(__name__)
+
+PREFIX = "NEURORANKER_"
+KEY, KEY_FILE = f"{PREFIX}API_KEY", f"{PREFIX}API_KEY_FILE"
+RETRY = {"Retry-After": "1"}  # seconds; a request takes less
+CLOSE = {"Connection": "close"}  # the rest of a body that was not read is no next request
+# Headers of an error that its reshaped answer keeps.
+KEPT = ("allow", "connection", "retry-after", "www-authenticate")
+OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment may set: ``NEURORANKER_<FIELD>``; ``BOUNDS`` says how far."""
+
+    max_concurrency: int = 64  # requests that each worker process works on at once
+    timeout_seconds: float = 60  # for a request's work, its body being there
+    body_seconds: float = 10  # for a body to arrive
+    cache_mb: int = 64  # MiB of each worker's cache of vectors; 0: no cache
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Raises ``BadInput`` naming the variable and its bounds."""
+        values = {field.name: _number(environment, field.name) for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+
+
+BOUNDS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "max_concurrency": (int, 1, 1024),
+    "timeout_seconds": (float, 0.1, 3600),
+    "body_seconds": (float, 0.1, 600),
+    "cache_mb": (int, 0, 65_536),
+}
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | float | None:
+    variable = PREFIX + name.upper()
+    text = environment.get(variable)
+    if text is None:
+        return None
+    kind, low, high = BOUNDS[name]
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise BadInput(f"{variable}: must be {what} from {low} to {high}, got {text!r}")
+    return value
+
+
+def api_key(environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """The key that clients must show, None when none is set; raises ``BadInput``, which never quotes the key."""
+    file = environment.get(KEY_FILE)
+    if file is not None and KEY in environment:
+        raise BadInput(f"{KEY} and {KEY_FILE} are both set; unset one")
+    if file is None:
+        source, text = KEY, environment.get(KEY)
+    else:
+        source, text = f"{KEY_FILE} ({file})", _read_key(file)
+    if text is None:
+        return None
+    key = text.strip()
+    if not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise BadInput(f"{source}: must hold one key of visible ASCII characters; unset it to serve without a key")
+    return key.encode("ascii")
+
+
+def _read_key(file: str) -> str:
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise BadInput(f"{KEY_FILE}: {file} cannot be read ({reason})") from None
+
+
+def refusal(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as every client sees it: ``{error, detail}``."""
-    return JSONResponse({"error": HTTPStatus(status).phrase, "detail": detail}, status_code=status)
+    return JSONResponse({"error": HTTPStatus(status).phrase, "detail": detail}, status_code=status, headers=headers)
+
+
+class BearerKey:
+    """Answers 401 to a request without ``Authorization: Bearer <key>``; the probes and ``GET /`` need no key."""
+
+    def __init__(self, app: ASGIApp, key: bytes) -> None:
+        self.app = app
+        self._digest = hashlib.sha256(key).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_open(scope) and not self._has_key(scope):
+            answer = refusal(401, "this needs Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["method"] in ("GET", "HEAD") and (scope["path"] in OPEN_PATHS or scope["path"] == "/")
+
+    def _has_key(self, scope: Scope) -> bool:
+        shown = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(shown) != 1:
+            return False
+        scheme, _, key = shown[0].partition(b" ")
+        # Digests are of one length, so that the time of the comparison says nothing of the key's.
+        same = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._digest)
+        return same and scheme.lower() == b"bearer"
 
 
 class BoundedBody:
-    """Answers 413 to a body of more than ``max_bytes``, announced or not, before it fills the memory."""
+    """Receives a request's body before it goes on, within bounds of size and time.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Answers 413 to a body of more than ``max_bytes``, announced or not, before it fills the memory; 408 to one that is
+    not there after ``seconds``, so that a slow or half-open client holds nothing; and 503 while the bodies of all
+    requests together exceed ``total_bytes``.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = 10, total_bytes: int = 2**28) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.seconds = seconds
+        self.total_bytes = total_bytes
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body, more = bytearray(), True
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(self.seconds):
+                    refused = await self._fill(body, receive)
+            except TimeoutError:
+                refused = refusal(408, f"the body was not there after {self.seconds:g} seconds", CLOSE)
+            if refused is not None:
+                await refused(scope, receive, send)
+            else:
+                await self.app(scope, _replay(bytes(body), receive), send)
+        finally:
+            self._held -= len(body)
+
+    async def _fill(self, body: bytearray, receive: Receive) -> JSONResponse | None:
+        """Receive all of the body; gives the refusal, if it must be refused."""
+        refused, more = None, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
+                # Nobody reads it, but BentoML waits for an answer, and holds the request until its own timeout.
+                return refusal(400, "the body ended early", CLOSE)
             more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                await refusal(413, f"the body exceeds {self.max_bytes} bytes")(scope, receive, send)
-                return
-        unread = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+            if refused is None:  # else read on: a client that still sends would miss an answer
+                refused = self._keep(body, message.get("body", b""))
+        return refused
 
-        async def replay() -> Message:
-            return unread.pop() if unread else await receive()
+    def _keep(self, body: bytearray, chunk: bytes) -> JSONResponse | None:
+        body += chunk
+        self._held += len(chunk)
+        if len(body) > self.max_bytes:
+            return refusal(413, f"the body exceeds {self.max_bytes} bytes")
+        if self._held > self.total_bytes:
+            return refusal(503, "too much is being received; try again", RETRY)
+        return None
 
-        await self.app(scope, replay, send)
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return replay
+
+
+class BoundedConcurrency:
+    """Answers 429 to a POST that comes while ``limit`` others are being worked on."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        if self._running >= self.limit:
+            await refusal(429, f"{self.limit} requests are being worked on; try again", RETRY)(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running -= 1
+
+
+class Deadline:
+    """Answers 504 to a request whose answer has not begun after ``seconds``; ends an answer that nobody reads."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app = app
+        self.seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = expired = False
+
+        async def until_expired(message: Message) -> None:
+            nonlocal started
+            if not expired:
+                started = True
+                await send(message)
+
+        work = asyncio.ensure_future(self.app(scope, receive, until_expired))
+        try:
+            await asyncio.wait({work}, timeout=self.seconds)
+            if not work.done() and started:
+                work.cancel()
+            elif not work.done():
+                expired = True
+                await refusal(504, f"no answer within {self.seconds:g} seconds", RETRY)(scope, receive, send)
+            # Work in a thread cannot be stopped: until it ends it counts as running, and no other takes its place.
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
+        if not work.cancelled() and (error := work.exception()):
+            raise error
+
+
+class Drain:
+    """On SIGTERM answers what has been sent, and what comes within ``seconds``, before the server closes.
+
+    uvicorn alone closes a connection on which the next request may be under way, and leaves others in the queue of a
+    socket that BentoML's parent process keeps open. Here each answer first says ``Connection: close`` and ``/readyz``
+    503; then connections are refused, and uvicorn answers what it has accepted.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float = 1) -> None:
+        self.app = app
+        self.seconds = seconds
+        self._draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self._listen_for_the_end()
+        if self._draining and scope["type"] == "http" and scope["path"] == "/readyz":
+            await refusal(503, "the service is stopping", {**RETRY, **CLOSE})(scope, receive, send)
+        else:
+            await self.app(scope, receive, self._closing(send))
+
+    def _closing(self, send: Send) -> Send:
+        async def closing(message: Message) -> None:
+            if self._draining and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        return closing
+
+    def _listen_for_the_end(self) -> None:
+        stop: Any = signal.getsignal(signal.SIGTERM)
+        server = getattr(stop, "__self__", None)
+        if threading.current_thread() is not threading.main_thread() or not isinstance(server, uvicorn.Server):
+            return
+        loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(self._begin, loop, server, stop))
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, server: uvicorn.Server, stop: Any) -> None:
+        if not self._draining:
+            self._draining = True
+            loop.call_later(self.seconds, self._end, loop, server, stop, 1000)
+
+    def _end(self, loop: asyncio.AbstractEventLoop, server: uvicorn.Server, stop: Any, tries: int) -> None:
+        listeners = [listener for opened in server.servers for listener in opened.sockets]
+        if tries and select.select(listeners, [], [], 0)[0]:
+            loop.call_later(0.001, self._end, loop, server, stop, tries - 1)  # who has connected is accepted first
+            return
+        refuse_connections(listener.fileno() for listener in listeners)
+        for opened in server.servers:
+            opened.close()
+        stop(signal.SIGTERM, None)
+
+
+def refuse_connections(descriptors: Iterable[int]) -> None:
+    """Stop listening on sockets, in every process that shares them; to ``listen`` again undoes it."""
+    for descriptor in descriptors:
+        with socket.socket(fileno=os.dup(descriptor)) as listener, contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 class JsonErrors:
@@ -53,40 +325,52 @@ class JsonErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start: Message | None = None
+        error: Message | None = None
+        started = False
         body = b""
 
         async def reshape(message: Message) -> None:
-            nonlocal start, body
+            nonlocal body, error, started
             if message["type"] == "http.response.start" and message["status"] >= 400:
-                start = message
-            elif start is not None and message["type"] == "http.response.body":
+                error = message
+            elif error is not None and message["type"] == "http.response.body":
                 body += message.get("body", b"")
                 if not message.get("more_body", False):
-                    await _shaped(start["status"], body)(scope, receive, send)
+                    started = True
+                    await _shaped(error, body)(scope, receive, send)
             else:
+                started = True
                 await send(message)
 
-        await self.app(scope, receive, reshape)
+        try:
+            await self.app(scope, receive, reshape)
+        except Exception:
+            if scope["type"] != "http" or started:
+                raise
+            logger.exception("%s failed", scope["path"])
+            await refusal(500, "an unexpected error; the server's log has it")(scope, receive, send)
 
 
-def _shaped(status: int, body: bytes) -> JSONResponse:
+def _shaped(start: Message, body: bytes) -> JSONResponse:
+    status = start["status"]
+    headers = {name: value for name, value in Headers(raw=list(start["headers"])).items() if name in KEPT}
     try:
         content = json.loads(body)
     except ValueError:
-        return refusal(status, body.decode("utf-8", "replace").strip() or HTTPStatus(status).phrase)
+        return refusal(status, body.decode("utf-8", "replace").strip() or HTTPStatus(status).phrase, headers)
     if isinstance(content, list) and len(content) == 1:  # BentoML wraps some of its errors in a list
         content = content[0]
     if not (isinstance(content, dict) and "error" in content):
-        return refusal(status, content)
+        return refusal(status, content, headers)
     if "detail" not in content:
-        return refusal(status, content["error"])
-    if not isinstance(content["detail"], list):
-        return JSONResponse(content, status_code=status)
+        return refusal(status, content["error"], headers)
+    if not (isinstance(content["detail"], list) and content["detail"]):
+        return JSONResponse(content, status_code=status, headers=headers)
     # What pydantic found: the first finding is the error, all of them the detail.
     detail = [{key: error.get(key) for key in ("type", "loc", "msg")} for error in content["detail"]]
     where = ".".join(map(str, detail[0]["loc"])) or "body"
-    return JSONResponse({"error": f"{where}: {detail[0]['msg']}", "detail": detail}, status_code=status)
+    error = f"{where}: {detail[0]['msg']}"
+    return JSONResponse({"error": error, "detail": detail}, status_code=status, headers=headers)
 
 
 class WithoutRefusals(logging.Filter):

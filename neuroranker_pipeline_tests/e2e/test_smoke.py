@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,23 +141,29 @@ def test_the_models_open_in_sentence_transformers_with_equal_scores(graph: Graph
     )
 
 
-def test_the_bento_in_the_store_answers(graph: Graph) -> None:
-    from pathlib import Path
+def post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
 
-    body = {
-        "query": "what is a neural ranking model",
-        "texts": [
-            "Neural ranking models learn to order documents given a query.",
-            "Inverse propensity scoring reweights clicks to debias position.",
-        ],
-    }
+
+def test_the_bento_in_the_store_answers_and_searches(graph: Graph) -> None:
+    texts = [
+        "Neural ranking models learn to order documents given a query.",
+        "Inverse propensity scoring reweights clicks to debias position.",
+    ]
+    question, k = "parse a JSON document", 5
     with serve_bento("ranker-smoke:latest", Path(graph.environment["BENTOML_HOME"])) as url:
-        request = urllib.request.Request(
-            f"{url}/rerank", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            answer = json.load(response)
+        answer = post(f"{url}/rerank", {"query": "what is a neural ranking model", "texts": texts})
+        found = post(f"{url}/search", {"query": question, "k": k})
     assert [item["index"] for item in answer] == [0, 1]
+    assert len(found["hits"]) == k
+    _, *rows = graph.command("search", question, "-k", str(k)).stdout.splitlines()
+    # "rank BM25 score pid ..."; the command searches the same passages with the student in PyTorch.
+    shown = {row.split()[3]: int(row.split()[1]) for row in rows if row.split()[0].isdigit()}
+    served = {hit["pid"]: hit["bm25_rank"] for hit in found["hits"]}
+    assert all(served[pid] == rank for pid, rank in shown.items() if pid in served)
+    assert len(served.keys() & shown.keys()) >= k - 1
 
 
 def test_a_bento_lost_from_the_store_is_put_back_without_building_it(graph: Graph) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +20,35 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker, _equal_lengths
+from neuroranker_pipeline.serving.engine import (
+    MAX_WINDOWS,
+    OnnxEncoder,
+    Ranking,
+    Reranker,
+    _equal_lengths,
+    best_cosines,
+)
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS, WORDS, ragged_texts
 
 
 @pytest.fixture(scope="module")
 def encoder(int8_dir: Path) -> OnnxEncoder:
     return OnnxEncoder(int8_dir, threads=2)
+
+
+@pytest.fixture
+def reranker(encoder: OnnxEncoder) -> Iterator[Reranker]:
+    made = Reranker(encoder)
+    yield made
+    made.close()
+
+
+def scores(ranking: Ranking) -> dict[int, float]:
+    return {item.index: item.score for item in ranking.results}
+
+
+def order(ranking: Ranking) -> list[int]:
+    return [item.index for item in ranking.results]
 
 
 @pytest.fixture
@@ -34,7 +61,17 @@ def test_a_vector_depends_on_its_text_alone(encoder: OnnxEncoder) -> None:
     together = encoder.encode(texts)
     order = random.Random(0).sample(range(len(texts)), len(texts))
     np.testing.assert_array_equal(encoder.encode([texts[i] for i in order]), together[order])
-    np.testing.assert_allclose(np.concatenate([encoder.encode([text]) for text in texts]), together, atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate([encoder.encode([text]) for text in texts]), together)
+
+
+@pytest.mark.parametrize("model", ["onnx_dir", "int8_dir"])
+@pytest.mark.parametrize("length", [2, 3, 7, 16, 31, 32, 255, 256])
+def test_company_of_one_length_changes_no_bit(request: pytest.FixtureRequest, model: str, length: int) -> None:
+    tokens = np.random.default_rng(length).integers(1000, 20_000, (40, length)).tolist()
+    encoder = OnnxEncoder(request.getfixturevalue(model), threads=1)
+    together = encoder.encode_tokens(tokens)
+    for size in (1, 2, 3, 5, 39):
+        np.testing.assert_array_equal(encoder.encode_tokens(tokens[-size:]), together[-size:])
 
 
 def test_threads_do_not_change_vectors(int8_dir: Path, encoder: OnnxEncoder) -> None:
@@ -52,6 +89,43 @@ def test_long_texts_are_cut_and_named(encoder: OnnxEncoder) -> None:
     assert encoder.too_long(texts) == [2]
 
 
+def test_windows_cover_a_long_text_once_over(encoder: OnnxEncoder) -> None:
+    words = [WORDS[i % len(WORDS)] for i in range(700)]
+    whole = OnnxEncoder(encoder.model_file)
+    whole.tokenizer.no_truncation()
+    tokens = whole.tokenize([" ".join(words)])[0][1:-1]
+    (reading,) = encoder.read([" ".join(words)], "windows")
+    contents = [ids[1:-1] for ids in reading.sequences]
+    assert {ids[0] for ids in reading.sequences} == {101}
+    assert {ids[-1] for ids in reading.sequences} == {102}
+    assert contents == [tokens[start : start + 254] for start in range(0, 127 * len(contents), 127)]
+    assert contents[-1][-1] == tokens[-1]
+    assert len(contents[-1]) > 127, "a last window that only repeats the one before is no use"
+    assert not reading.truncated
+
+
+@pytest.mark.parametrize(("extra", "truncated"), [(0, False), (1, True)])
+def test_windows_are_bounded(encoder: OnnxEncoder, extra: int, truncated: bool) -> None:
+    reach = 254 + 127 * (MAX_WINDOWS - 1)
+    (reading,) = encoder.read(["word " * (reach + extra)], "windows")
+    assert (len(reading.sequences), reading.truncated) == (MAX_WINDOWS, truncated)
+
+
+def test_a_short_text_reads_the_same_in_windows(encoder: OnnxEncoder) -> None:
+    texts = ["short", "word " * 254]
+    assert encoder.read(texts, "windows") == encoder.read(texts)
+
+
+def test_windows_leave_truncation_as_it_was(encoder: OnnxEncoder) -> None:
+    texts = ragged_texts(20)
+    before = encoder.tokenize(texts)
+    with ThreadPoolExecutor(4) as pool:
+        windows = [pool.submit(encoder.read, texts, "windows") for _ in range(20)]
+        cut = [pool.submit(encoder.tokenize, texts) for _ in range(20)]
+    assert all(future.result() == before for future in cut)
+    assert all(future.result() == windows[0].result() for future in windows)
+
+
 @given(st.lists(st.integers(1, 300), max_size=60))
 def test_batches_hold_each_row_once_at_one_length(lengths: list[int]) -> None:
     batches = list(_equal_lengths([[0] * length for length in lengths]))
@@ -60,9 +134,24 @@ def test_batches_hold_each_row_once_at_one_length(lengths: list[int]) -> None:
     assert all(len(batch) * lengths[batch[0]] <= 1024 for batch in batches)
 
 
-def test_the_relevant_text_comes_first(encoder: OnnxEncoder) -> None:
-    assert [index for index, _ in Reranker(encoder).rerank(QUERY, TEXTS)] == [0, 1]
-    assert [index for index, _ in Reranker(encoder).rerank(QUERY, TEXTS[::-1])] == [1, 0]
+def test_the_relevant_text_comes_first(reranker: Reranker) -> None:
+    assert order(reranker.rerank(QUERY, TEXTS)) == [0, 1]
+    assert order(reranker.rerank(QUERY, TEXTS[::-1])) == [1, 0]
+
+
+def test_no_texts_give_an_empty_ranking(reranker: Reranker) -> None:
+    ranking = reranker.rerank("bread", [])
+    assert (ranking.results, ranking.tokens, ranking.cached) == ([], 3, 0)
+
+
+def test_a_score_is_the_cosine_of_the_vectors(reranker: Reranker, encoder: OnnxEncoder) -> None:
+    texts = ragged_texts(12)
+    vector = reranker.encode_query(QUERY)
+    assert vector.shape == (encoder.dimension,)
+    assert vector.dtype == np.float32
+    expected = (encoder.encode(texts).astype(np.float64) * vector).sum(axis=1)
+    found = scores(reranker.rerank(QUERY, texts))
+    np.testing.assert_allclose([found[i] for i in range(12)], expected, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -71,20 +160,171 @@ def test_the_relevant_text_comes_first(encoder: OnnxEncoder) -> None:
     seed=st.integers(0, 99),
 )
 def test_the_ranking_is_complete_sorted_and_stable(encoder: OnnxEncoder, texts: list[str], seed: int) -> None:
-    ranking = Reranker(encoder).rerank(QUERY, texts)
-    assert sorted(index for index, _ in ranking) == list(range(len(texts)))
-    assert ranking == sorted(ranking, key=lambda item: (-item[1], item[0])), "ties keep the order of the texts"
-    order = random.Random(seed).sample(range(len(texts)), len(texts))
-    shuffled = Reranker(encoder).rerank(QUERY, [texts[i] for i in order])
-    scores = {texts[index]: score for index, score in ranking}
-    assert all(abs(scores[texts[order[index]]] - score) < 1e-6 for index, score in shuffled)
+    reranker = Reranker(encoder, cache_bytes=0)
+    ranking = reranker.rerank(QUERY, texts)
+    assert sorted(order(ranking)) == list(range(len(texts)))
+    by_score = sorted(ranking.results, key=lambda item: (-item.score, item.index))
+    assert ranking.results == by_score, "ties keep the order of the texts"
+    shuffle = random.Random(seed).sample(range(len(texts)), len(texts))
+    before = scores(ranking)
+    after = scores(reranker.rerank(QUERY, [texts[i] for i in shuffle]))
+    assert all(before[shuffle[index]] == score for index, score in after.items())
 
 
-def test_equal_texts_tie_exactly(encoder: OnnxEncoder) -> None:
-    ranking = Reranker(encoder).rerank("bread", [*ragged_texts(10), "copper", *ragged_texts(10, 1), "copper"])
-    (first, a), (second, b) = [item for item in ranking if item[0] in (10, 21)]
-    assert (first, second) == (10, 21)
-    assert a == b
+def test_equal_texts_tie_exactly(reranker: Reranker) -> None:
+    ranking = reranker.rerank("bread", [*ragged_texts(10), "copper", *ragged_texts(10, 1), "copper", "COPPER"])
+    ties = [item for item in ranking.results if item.index in (10, 21, 22)]
+    assert [item.index for item in ties] == [10, 21, 22]
+    assert len({item.score for item in ties}) == 1
+
+
+def test_the_number_of_texts_does_not_change_a_cosine() -> None:
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal(384).astype(np.float32) / 20
+    rows = rng.standard_normal((200, 384)).astype(np.float32) / 20
+    together = best_cosines(query, [rows[i : i + 1] for i in range(200)])
+    assert [best_cosines(query, [rows[i : i + 1]])[0] for i in range(200)] == together.tolist()
+    windows = best_cosines(query, [rows[:1], rows[1:150], rows[150:]])
+    assert windows.tolist() == [together[0], together[1:150].max(), together[150:].max()]
+
+
+def test_the_best_window_counts(reranker: Reranker) -> None:
+    texts = ["copper " * 400 + QUERY, "copper " * 400, QUERY]
+    cut = reranker.rerank(QUERY, texts)
+    whole = reranker.rerank(QUERY, texts, long="windows")
+    assert {item.index: item.truncated for item in cut.results} == {0: True, 1: True, 2: False}
+    assert not any(item.truncated for item in whole.results)
+    assert scores(cut)[0] == scores(cut)[1], "the end, where they differ, is cut off"
+    assert scores(whole)[0] > scores(whole)[1]
+    assert scores(whole)[2] == scores(cut)[2]
+    assert (whole.cached, cut.cached) == (0, 0), "a text in windows is not the text cut off"
+
+
+def test_cached_texts_are_neither_tokenized_nor_run(reranker: Reranker, encoder: OnnxEncoder) -> None:
+    texts = [*ragged_texts(30), "copper", "copper"]
+    for long in ("truncate", "windows"):
+        first = reranker.rerank(QUERY, texts, long)
+        before = reranker.stats()
+        again = reranker.rerank(QUERY, texts, long)
+        after = reranker.stats()
+        assert again.results == first.results
+        assert again.tokens == first.tokens
+        assert (first.cached, again.cached) == (0, 32)
+        assert after["cache_misses"] == before["cache_misses"]
+        assert after["cache_hits"] == before["cache_hits"] + 31, "different texts"
+        assert after["cache_entries"] == before["cache_entries"]
+
+
+def test_only_new_texts_are_read(int8_dir: Path) -> None:
+    class Counting(OnnxEncoder):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path, threads=1)
+            self.texts = self.sequences = 0
+
+        def read(self, texts, long="truncate"):  # type: ignore[no-untyped-def]
+            self.texts += len(texts)
+            return super().read(texts, long)
+
+        def run(self, tokens):  # type: ignore[no-untyped-def]
+            self.sequences += len(tokens)
+            return super().run(tokens)
+
+    encoder = Counting(int8_dir)
+    reranker = Reranker(encoder)
+    texts = ["word " * (40 + i) for i in range(10)]
+    reranker.rerank(QUERY, texts)
+    assert (encoder.texts, encoder.sequences) == (10, 11)
+    ranking = reranker.rerank("another query", [*texts, "word " * 60])
+    assert (encoder.texts, encoder.sequences) == (11, 13)
+    assert ranking.cached == 10
+    assert reranker.stats()["cache_entries"] == 11, "no query among them"
+    reranker.close()
+
+
+def test_the_cache_stays_within_its_bytes(encoder: OnnxEncoder) -> None:
+    reranker = Reranker(encoder, cache_bytes=20_000)
+    ranking = reranker.rerank(QUERY, WORDS[:20])
+    stats = reranker.stats()
+    assert 0 < stats["cache_bytes"] <= 20_000
+    assert 0 < stats["cache_entries"] < 20
+    again = reranker.rerank(QUERY, WORDS[:20])
+    assert again.results == ranking.results
+    none = Reranker(encoder, cache_bytes=0)
+    assert [none.rerank(QUERY, WORDS[:3]).cached for _ in range(2)] == [0, 0]
+    assert none.stats()["cache_entries"] == 0
+
+
+def test_stats_count_texts_and_tokens(reranker: Reranker) -> None:
+    ranking = reranker.rerank("bread", ["copper", "copper", "river mountain", "word " * 300])
+    assert ranking.tokens == 3 + 3 + 3 + 4 + 256
+    reranker.rerank("bread", ["copper"])
+    stats = reranker.stats()
+    assert (stats["texts"], stats["tokens"], stats["queued"]) == (5, ranking.tokens + 6, 0)
+    assert (stats["cache_hits"], stats["cache_misses"], stats["cache_entries"]) == (1, 3, 3)
+
+
+def test_too_long_agrees_with_the_ranking(reranker: Reranker) -> None:
+    texts = ragged_texts(30)
+    before = reranker.too_long(texts)
+    ranking = reranker.rerank(QUERY, texts)
+    assert before == sorted(item.index for item in ranking.results if item.truncated) != []
+    assert reranker.too_long([*texts, "word " * 300, "short"]) == [*before, 30]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 30_000, 2**24])
+def test_scores_are_the_same_bits_whatever_runs_beside(encoder: OnnxEncoder, cache_bytes: int) -> None:
+    pool = [*ragged_texts(12), *(" ".join(WORDS[i : i + 1 + i % 5]) for i in range(28)), "COPPER", "copper"]
+    queries = [QUERY, "bread", "what is copper"]
+    idle = Reranker(encoder, cache_bytes=0)
+    expected = {
+        (query, text, long): idle.rerank(query, [text], long).results[0].score
+        for query in queries
+        for text in pool
+        for long in ("truncate", "windows")
+    }
+    busy = Reranker(encoder, cache_bytes)
+    start = threading.Barrier(8)
+
+    def client(seed: int) -> int:
+        rng, wrong = random.Random(seed), 0
+        start.wait()
+        for _ in range(30):
+            query, long = rng.choice(queries), rng.choice(["truncate", "truncate", "windows"])
+            texts = [*rng.choices(pool[12:], k=rng.randint(1, 8)), *rng.choices(pool[:12], k=rng.randint(0, 2))]
+            ranking = busy.rerank(query, texts, long)
+            assert len(ranking.results) == len(texts)
+            wrong += sum(item.score != expected[query, texts[item.index], long] for item in ranking.results)
+        return wrong
+
+    with ThreadPoolExecutor(8) as clients:
+        assert list(clients.map(client, range(8))) == [0] * 8
+    assert busy.stats()["cache_bytes"] <= cache_bytes
+    idle.close()
+    busy.close()
+
+
+def test_a_closed_reranker_says_so(encoder: OnnxEncoder) -> None:
+    reranker = Reranker(encoder)
+    reranker.rerank(QUERY, TEXTS)
+    reranker.close()
+    reranker.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        reranker.rerank(QUERY, TEXTS)
+
+
+def test_a_forgotten_reranker_takes_its_threads_with_it(encoder: OnnxEncoder) -> None:
+    before = set(threading.enumerate())
+    reranker = Reranker(encoder)
+    reranker.rerank(QUERY, TEXTS)
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == encoder.threads
+    gone = weakref.ref(reranker)
+    del reranker
+    gc.collect()
+    assert gone() is None
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_file_opens_as_its_folder_does(int8_dir: Path, encoder: OnnxEncoder) -> None:

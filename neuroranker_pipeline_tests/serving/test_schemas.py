@@ -7,12 +7,21 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from neuroranker_pipeline.serving.schemas import MAX_CHARACTERS, MAX_TEXTS, RerankRequest, RerankV1Request
+from neuroranker_pipeline.serving.schemas import (
+    MAX_CHARACTERS,
+    MAX_HITS,
+    MAX_TEXTS,
+    RerankRequest,
+    RerankV1Request,
+    SearchRequest,
+)
 
 
 def test_defaults() -> None:
     request = RerankRequest.model_validate({"query": "q", "texts": ["a"]})
     assert (request.raw_scores, request.return_text, request.truncate) == (False, False, True)
+    assert request.long == "truncate"
+    assert RerankV1Request.model_validate({"query": "q", "documents": ["a"]}).long == "truncate"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +39,7 @@ def test_defaults() -> None:
         ({"query": "q", "texts": ["a" * (MAX_CHARACTERS + 1)]}, ("texts", 0)),
         ({"query": "q" * (MAX_CHARACTERS + 1), "texts": ["a"]}, ("query",)),
         ({"query": "q", "texts": ["a"], "raw_score": True}, ("raw_score",)),
+        ({"query": "q", "texts": ["a"], "long": "cut"}, ("long",)),
     ],
 )
 def test_bad_requests_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
@@ -53,9 +63,33 @@ def test_documents_are_strings_or_objects() -> None:
         ({"query": "q", "documents": ["a", {"body": "b"}]}, ("documents", 1, "text")),
         ({"query": "q", "documents": ["a", ""]}, ("documents", 1, "text")),
         ({"query": "q", "documents": ["a"], "top_n": 0}, ("top_n",)),
+        ({"query": "q", "documents": ["a"], "long": "cut"}, ("long",)),
     ],
 )
 def test_bad_v1_requests_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
     with pytest.raises(ValidationError) as error:
         RerankV1Request.model_validate(body)
+    assert error.value.errors()[0]["loc"] == where
+
+
+def test_a_search_gives_ten_hits_unless_told_otherwise() -> None:
+    assert SearchRequest.model_validate({"query": "q"}).k == 10
+    assert SearchRequest.model_validate({"query": "q", "k": MAX_HITS}).k == MAX_HITS
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({"k": 3}, ("query",)),
+        ({"query": " "}, ("query",)),
+        ({"query": "q" * (MAX_CHARACTERS + 1)}, ("query",)),
+        ({"query": "q", "k": 0}, ("k",)),
+        ({"query": "q", "k": MAX_HITS + 1}, ("k",)),
+        ({"query": "q", "k": 1.5}, ("k",)),
+        ({"query": "q", "top_k": 3}, ("top_k",)),
+    ],
+)
+def test_bad_searches_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
+    with pytest.raises(ValidationError) as error:
+        SearchRequest.model_validate(body)
     assert error.value.errors()[0]["loc"] == where

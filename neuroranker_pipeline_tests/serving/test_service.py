@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -28,6 +35,14 @@ from neuroranker_pipeline.serving.packaging import (
 )
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS, ragged_texts
 
+REPORT = {
+    "dataset": {"name": "rivers", "passages": 3},
+    "queries": 2,
+    "primary": "MRR@10",
+    "final": "student int8",
+    "rankers": [{"ranker": "BM25", "measures": {"MRR@10": 0.5}}, {"ranker": "student int8", "measures": {"MRR@10": 1}}],
+}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,6 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bento(int8_dir: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> BentoInfo:
     report = tmp_path_factory.mktemp("report")
     (report / "report.md").write_text("# Evaluation\n")
+    (report / "test").mkdir()
+    (report / "test" / "report.json").write_text(json.dumps(REPORT))
     return build_bento(int8_dir, report, version="v1", labels={"profile": "smoke"}, bentoml_home=home)
 
 
@@ -51,15 +68,21 @@ def url(bento: BentoInfo, home: Path, tmp_path_factory: pytest.TempPathFactory) 
         yield address
 
 
-def post(url: str, body: Any) -> tuple[int, Any]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+def ask(url: str, body: Any = None, key: str | None = None) -> tuple[int, str]:
+    """Status and text of the answer to a POST of ``body``, or without one to a GET."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.load(response)
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, json.load(error)
+            return error.code, error.read().decode()
+
+
+def post(url: str, body: Any) -> tuple[int, Any]:
+    status, text = ask(url, body)
+    return status, json.loads(text)
 
 
 def test_the_bento_carries_all_it_needs(bento: BentoInfo) -> None:
@@ -84,7 +107,7 @@ def test_rerank_answers_a_bare_list_best_first(url: str) -> None:
 
 def test_rerank_serves_what_the_engine_computes(url: str, int8_dir: Path) -> None:
     texts = [*ragged_texts(20), *TEXTS]
-    expected = Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, texts)
+    expected = [(r.index, r.score) for r in Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, texts).results]
     body = {"query": QUERY, "texts": texts, "return_text": True}
     _, raw = post(f"{url}/rerank", {**body, "raw_scores": True})
     assert [(item["index"], item["text"]) for item in raw] == [(i, texts[i]) for i, _ in expected]
@@ -99,6 +122,63 @@ def test_truncate_false_refuses_long_texts(url: str) -> None:
     status, answer = post(f"{url}/rerank", {**body, "truncate": False})
     assert status == 400
     assert answer["detail"] == "longer than 256 tokens with truncate false: texts[1]"
+
+
+def test_a_cut_text_is_marked_and_windows_read_all_of_it(url: str) -> None:
+    texts = ["river " * 300 + TEXTS[0], "short"]
+    _, cut = post(f"{url}/rerank", {"query": QUERY, "texts": texts})
+    assert {item["index"]: item.get("truncated") for item in cut} == {0: True, 1: None}
+    status, whole = post(f"{url}/rerank", {"query": QUERY, "texts": texts, "long": "windows", "truncate": False})
+    assert status == 200, "windows cut nothing that truncate false could refuse"
+    assert not any("truncated" in item for item in whole)
+    best = {item["index"]: item["score"] for item in whole}[0]
+    assert best > {item["index"]: item["score"] for item in cut}[0], "the end of the text answers the query"
+    _, v1 = post(f"{url}/v1/rerank", {"query": QUERY, "documents": texts})
+    assert {item["index"]: item.get("truncated") for item in v1["results"]} == {0: True, 1: None}
+
+
+def test_info_says_what_is_served(url: str) -> None:
+    status, text = ask(f"{url}/info")
+    info = json.loads(text)
+    assert status == 200
+    assert (info["name"], info["version"], info["search"]) == ("ranker", "v1", None)
+    assert len(info["model"].pop("source")) == 64
+    assert info["model"] == {"precision": "int8", "pooling": "mean", "dimension": 384, "max_length": 256}
+    assert info["data"] == REPORT["dataset"]
+    assert info["measures"]["test"]["rankers"] == {"BM25": {"MRR@10": 0.5}, "student int8": {"MRR@10": 1}}
+    assert info["limits"] == {
+        "texts": 1000,
+        "characters": 20_000,
+        "body_bytes": 16 * 2**20,
+        "concurrency": 64,
+        "timeout_seconds": 60,
+    }
+
+
+def test_metrics_count_what_was_ranked(url: str) -> None:
+    def figures() -> dict[str, float]:
+        lines = ask(f"{url}/metrics")[1].splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+    post(f"{url}/rerank", {"query": "before", "texts": ["before"]})
+    before = figures()
+    texts = ["a text that no other test has", "another such text"]
+    for _ in range(2):
+        post(f"{url}/rerank", {"query": QUERY, "texts": texts})
+    after = figures()
+    grown = {name: after[name] - before[name] for name in after if name.startswith("neuroranker_")}
+    assert grown["neuroranker_request_texts_sum"] == 4
+    assert grown["neuroranker_request_texts_count"] == 2
+    assert grown["neuroranker_request_tokens_sum"] > 20
+    assert grown["neuroranker_cache_hits_total"] == 2, "the second request's texts were known"
+    assert grown["neuroranker_cache_misses_total"] == 2
+    assert after["neuroranker_queued"] == 0
+
+
+def test_search_without_a_collection_says_so(url: str) -> None:
+    status, answer = post(f"{url}/search", {"query": "q"})
+    assert (status, answer["error"]) == (404, "Not Found")
+    assert "no collection" in answer["detail"]
 
 
 def test_v1_rerank(url: str) -> None:
@@ -125,6 +205,10 @@ def test_v1_rerank(url: str) -> None:
         ("/rerank", b'{"query": ', 400, "body: Invalid JSON"),
         ("/v1/rerank", {"query": "q", "documents": [{"title": "a"}]}, 400, "documents.0.text: Field required"),
         ("/rerank", b" " * (17 * 2**20), 413, "Request Entity Too Large"),
+        ("/search", {"query": "q", "k": 101}, 400, "k: "),
+        ("/search", {"query": " "}, 400, "query: "),
+        ("/rerank", {"query": "q", "texts": ["a"], "long": "cut"}, 400, "long: "),
+        ("/info", {}, 405, "Method Not Allowed"),
         ("/absent", {}, 404, "Not Found"),
     ],
 )
@@ -137,7 +221,7 @@ def test_errors_are_json_with_detail(url: str, path: str, body: Any, status: int
 
 
 def test_the_built_bento_serves_the_offline_order(bento: BentoInfo, home: Path, int8_dir: Path) -> None:
-    offline = [index for index, _ in Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, TEXTS)]
+    offline = [ranked.index for ranked in Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, TEXTS).results]
     assert served_order(bento.path, QUERY, TEXTS, home) == offline
 
 
@@ -172,6 +256,101 @@ def test_a_bad_student_onnx_is_one_line(
         serve_bento(bento.tag, home, {"STUDENT_ONNX": str(model)}),
     ):
         pytest.fail("it must not start")
+
+
+def test_environment_sets_key_concurrency_and_deadline(bento: BentoInfo, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("correct-horse\n")
+    environment = {
+        "NEURORANKER_API_KEY_FILE": str(tmp_path / "key"),
+        "NEURORANKER_MAX_CONCURRENCY": "1",
+        "NEURORANKER_TIMEOUT_SECONDS": "0.1",
+        "NEURORANKER_CACHE_MB": "0",
+    }
+    long = {"query": QUERY, "texts": [f"{i} " + "word " * 250 for i in range(400)]}
+    with serve_bento(bento.tag, home, environment) as address, ThreadPoolExecutor() as pool:
+        assert ask(f"{address}/livez")[0] == 200
+        assert [ask(f"{address}{path}")[0] for path in ("/info", "/metrics", "/schema.json")] == [401] * 3
+        assert ask(f"{address}/rerank", long)[0] == 401
+        assert json.loads(ask(f"{address}/info", key="correct-horse")[1])["limits"]["concurrency"] == 1
+        answers = list(pool.map(lambda _: ask(f"{address}/rerank", long, "correct-horse"), range(2)))
+        assert sorted(status for status, _ in answers) == [429, 504]
+        assert all(sorted(json.loads(text)) == ["detail", "error"] for _, text in answers)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NEURORANKER_MAX_CONCURRENCY": "0"}, "NEURORANKER_MAX_CONCURRENCY: must be a whole number from 1 to 1024"),
+        ({"NEURORANKER_API_KEY": ""}, "NEURORANKER_API_KEY: must hold one key"),
+    ],
+)
+def test_a_wrong_environment_is_one_line(
+    bento: BentoInfo, home: Path, environment: dict[str, str], message: str
+) -> None:
+    with (
+        pytest.raises(NotReady, match=f"ended with status 1: Error: .*cannot serve: {message}"),
+        serve_bento(bento.tag, home, environment),
+    ):
+        pytest.fail("it must not start")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "changed"])
+def test_a_damaged_model_is_one_line(bento: BentoInfo, home: Path, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "bento"
+    shutil.copytree(bento.path, copy)
+    model = copy / "src" / "model" / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content[:-1] if damage == "cut short" else content)
+    found = r"is \d+ bytes, should be \d+" if damage == "cut short" else "changed since its digest was taken"
+    with (
+        pytest.raises(NotReady, match=rf"ended with status 1: Error: .*model\.onnx: {found}"),
+        serve_bento(copy, home),
+    ):
+        pytest.fail("it must not start")
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_sigterm_under_load_loses_no_request(bento: BentoInfo, home: Path, keep_alive: bool) -> None:
+    answered, ended = [], []
+
+    def post_until_refused(address: str, thread: int) -> None:
+        connection = HTTPConnection(urlsplit(address).netloc, timeout=30)
+        try:
+            for i in range(100_000):
+                body = json.dumps({"query": f"{thread} {i}", "texts": [f"{thread} {i} {j} river" for j in range(20)]})
+                connection.request("POST", "/rerank", body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                answered.append((response.status, len(json.load(response))))
+                if not keep_alive:
+                    connection.close()
+        except OSError as error:
+            ended.append(type(error))
+        finally:
+            connection.close()
+
+    with serve_bento(bento.tag, home) as address:
+        threads = [threading.Thread(target=post_until_refused, args=(address, thread)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        os.kill(server_process(address), signal.SIGTERM)
+        before = len(answered)
+        for thread in threads:
+            thread.join()
+    assert set(answered) == {(200, 20)}
+    assert len(answered) >= before >= 8
+    assert set(ended) == {ConnectionRefusedError}, "a connection was accepted, and then not answered"
+
+
+def server_process(address: str) -> int:
+    """The process id of the ``bentoml serve`` that this process started for ``address``."""
+    port = str(urlsplit(address).port)
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        command = file.read_text().split("\0")
+        if "bentoml" in command and "serve" in command and port in command:
+            return int(file.parent.name)
+    raise AssertionError(f"no bentoml serve for {address}")
 
 
 def test_no_model_no_bento(tmp_path: Path) -> None:
