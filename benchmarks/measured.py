@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -29,6 +31,11 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)[:200]}: exit status {process.returncode}")
     return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def children_memory() -> float:
+    """MiB of all processes that this one has started: their own pages, and a share of those that several map."""
+    return sum(child.memory_full_info().pss for child in psutil.Process().children(recursive=True)) / 2**20
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

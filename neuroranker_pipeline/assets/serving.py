@@ -22,7 +22,7 @@ from neuroranker_pipeline.assets.retrieval import (
     tuned_parameters,
 )
 from neuroranker_pipeline.assets.step import Step
-from neuroranker_pipeline.assets.student import passage_embeddings
+from neuroranker_pipeline.assets.student import passage_embeddings, student_checkpoint
 from neuroranker_pipeline.assets.training import texts_for
 from neuroranker_pipeline.checks import serving as checks
 from neuroranker_pipeline.config.settings import Settings
@@ -49,6 +49,7 @@ def _searchable(settings: Settings) -> bool:
     group="serving",
     kinds={"bentoml"},
     needs=[
+        student_checkpoint,
         student_onnx_int8,
         Needs(eval_report, "all"),
         Needs(bm25_candidates, "dev"),
@@ -79,7 +80,8 @@ def ranker_bento(step: Step) -> None:
         for name in REPORT_FILES:
             shutil.copyfile(step.read("eval_report", split) / name, report / str(split) / name)
     collection = _collection(step, model) if step.settings.bento.search else None
-    bento = build_bento(model, report, step.settings.bento.name, None, labels, store, collection)
+    card = step.read("student_checkpoint") / "README.md"
+    bento = build_bento(model, report, step.settings.bento.name, None, labels, store, collection, card)
     export_bento(bento, step.out / ARCHIVE, store)
     (step.out / TAG_FILE).write_text(bento.tag)
     step.metadata["tag"] = bento.tag

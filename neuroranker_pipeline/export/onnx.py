@@ -1,4 +1,4 @@
-"""A student as one ONNX graph, pooling and normalization inside, and the proof that it computes the same."""
+"""A model as one ONNX graph, pooling and head inside, and the proof that it computes the same."""
 
 from __future__ import annotations
 
@@ -18,57 +18,101 @@ import torch
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.export.fusion import fuse
 from neuroranker_pipeline.ranking.device import Compute
-from neuroranker_pipeline.ranking.models import BiEncoder
-from neuroranker_pipeline.serving.engine import MODEL_FILE, OUTPUT, SETTINGS_FILE, TOKENIZER_FILE, OnnxEncoder
+from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
+from neuroranker_pipeline.serving.cross_encoder import TYPES, OnnxCrossEncoder
+from neuroranker_pipeline.serving.engine import (
+    BI_ENCODER,
+    CROSS_ENCODER,
+    MODEL_FILE,
+    SETTINGS_FILE,
+    TOKENIZER_FILE,
+    OnnxEncoder,
+    OnnxModel,
+)
 
 # The lowest opset with the layer normalization and reductions that the exporter writes; IR version 10 goes with it.
 OPSET = 18
 IR_VERSION = 10
 PARITY_BATCH = 64
+_EXACT = Compute(torch.device("cpu"), torch.float32)
 
 
-class _Embedding(torch.nn.Module):
-    """(input_ids, attention_mask) -> unit vectors, by position, as the exporter wants it."""
+class _Positional(torch.nn.Module):
+    """A model that takes its inputs by position, as the exporter wants it."""
 
-    def __init__(self, student: BiEncoder) -> None:
+    def __init__(self, model: BiEncoder | CrossEncoder) -> None:
         super().__init__()
-        self.student = student
+        self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.student(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        types = {} if token_type_ids is None else {TYPES: token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
 
 
 def export_student(student_dir: str | Path, out: Path) -> None:
     """Write ``model.onnx``, ``tokenizer.json``, ``config.json`` and ``neuroranker.json`` into ``out``.
 
     The graph takes ``input_ids`` and ``attention_mask``, int64 (n, t) with n and t free, and gives ``embedding``,
-    float32 (n, dimension) unit vectors. It computes attention in plain matrix products: traced from fused attention
-    (``dynamo=False`` with SDPA) it loses the padding mask. Afterwards ``fusion.fuse`` joins what ONNX Runtime has a kernel
-    for. Raises ``BadInput`` or ``ModelNotFound`` when
-    ``student_dir`` holds no bi-encoder with a fast tokenizer.
+    float32 (n, dimension) unit vectors. Raises ``BadInput`` or ``ModelNotFound`` when ``student_dir`` holds no
+    bi-encoder with a fast tokenizer.
     """
     student = BiEncoder.load(student_dir)
-    if not student.tokenizer.is_fast:
-        raise BadInput(f"{student_dir}: its tokenizer has no tokenizer.json; save it with a fast tokenizer")
-    student.transformer.set_attn_implementation("eager")
-    out.mkdir(parents=True, exist_ok=True)
-    _trace(student.eval().cpu()).save(out / MODEL_FILE, external_data=False)
-    model = onnx.load(out / MODEL_FILE)
-    fuse(model, int(student.transformer.config.num_attention_heads))
-    onnx.save(model, out / MODEL_FILE)
-    tokenizer = student.tokenizer.backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(student.max_length)
-    tokenizer.save(str(out / TOKENIZER_FILE))
-    student.transformer.config.save_pretrained(out)
+    _export(student, OnnxEncoder.OUTPUT, out)
     write_settings(
         out,
+        kind=BI_ENCODER,
         max_length=student.max_length,
         dimension=student.dimension,
         pooling=student.pooling,
         precision="float32",
         source=_digest(student),
     )
+
+
+def export_cross_encoder(model_dir: str | Path, out: Path) -> None:
+    """Write the same files as ``export_student``, of a cross-encoder with one label.
+
+    The graph takes ``token_type_ids`` too where the model has them, and gives ``score``, float32 (n,) logits. Raises
+    ``BadInput`` or ``ModelNotFound`` when ``model_dir`` holds no cross-encoder with a fast tokenizer.
+    """
+    model = CrossEncoder.load(model_dir)
+    _export(model, OnnxCrossEncoder.OUTPUT, out)
+    write_settings(
+        out,
+        kind=CROSS_ENCODER,
+        max_length=model.max_length,
+        precision="float32",
+        source=_digest(model),
+        **({} if model.head is None else {"pooling": model.pooling}),
+    )
+
+
+def _export(model: BiEncoder | CrossEncoder, output: str, out: Path) -> None:
+    """Write the graph, whose output gets that name, the tokenizer and the configuration.
+
+    The graph computes attention in plain matrix products: traced from fused attention (``dynamo=False`` with SDPA) it
+    loses the padding mask. Afterwards ``fusion.fuse`` joins what ONNX Runtime has a kernel for.
+    """
+    name = model.transformer.config.name_or_path
+    if not model.tokenizer.is_fast:
+        raise BadInput(f"{name}: its tokenizer has no tokenizer.json; save it with a fast tokenizer")
+    if model.tokenizer.truncation_side != "right":
+        raise BadInput(
+            f"{name}: its tokenizer cuts texts on the left, which cannot be served; set truncation_side to right"
+        )
+    model.transformer.set_attn_implementation("eager")
+    out.mkdir(parents=True, exist_ok=True)
+    _trace(model.eval().cpu(), output).save(out / MODEL_FILE, external_data=False)
+    graph = onnx.load(out / MODEL_FILE)
+    fuse(graph, int(model.transformer.config.num_attention_heads))
+    onnx.save(graph, out / MODEL_FILE)
+    tokenizer = model.tokenizer.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(model.max_length)
+    tokenizer.save(str(out / TOKENIZER_FILE))
+    model.transformer.config.save_pretrained(out)
 
 
 def write_settings(folder: Path, **settings: str | int) -> None:
@@ -89,48 +133,63 @@ def parity(student_dir: str | Path, onnx_dir: Path, texts: Sequence[str]) -> flo
     batches of ``PARITY_BATCH`` texts in the order given, so mix long and short ones: a lost padding mask shows
     nowhere else.
     """
-    expected = BiEncoder.load(student_dir).encode(texts, Compute(torch.device("cpu"), torch.float32))
+    expected = BiEncoder.load(student_dir).encode(texts, _EXACT)
     encoder = OnnxEncoder(onnx_dir)
-    tokens = encoder.tokenize(texts)
+    return _difference(encoder, encoder.tokenize(texts), expected)
+
+
+def score_parity(model_dir: str | Path, onnx_dir: Path, queries: Sequence[str], passages: Sequence[str]) -> float:
+    """The largest absolute difference of the logits of ``(queries[i], passages[i])``; else as ``parity``."""
+    expected = CrossEncoder.load(model_dir).score(queries, passages, _EXACT)
+    encoder = OnnxCrossEncoder(onnx_dir)
+    pairs = zip(queries, passages, strict=True)
+    return _difference(encoder, [encoder.read(query, [text])[0].sequences[0] for query, text in pairs], expected)
+
+
+def _difference(model: OnnxModel, tokens: Sequence[Sequence[int]], expected: np.ndarray) -> float:
     starts = range(0, len(tokens), PARITY_BATCH)
-    actual = np.concatenate([encoder.run_padded(tokens[start : start + PARITY_BATCH]) for start in starts])
+    actual = np.concatenate([model.run_padded(tokens[start : start + PARITY_BATCH]) for start in starts])
     return float(np.abs(actual - expected).max())
 
 
-def _trace(student: BiEncoder) -> torch.onnx.ONNXProgram:
+def _trace(model: BiEncoder | CrossEncoder, output: str) -> torch.onnx.ONNXProgram:
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 0, 0, 0], [1, 2, 3, 0, 0]])
-    longest = student.transformer.config.max_position_embeddings  # PyTorch 2.11 refuses to export without this bound
+    mask = (ids > 0).long()
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if isinstance(model, CrossEncoder) and TYPES in model.tokenizer.model_input_names:
+        inputs[TYPES] = (ids > 1).long()
+    longest = model.transformer.config.max_position_embeddings  # PyTorch 2.11 refuses to export without this bound
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=longest)}
     same = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _quiet_exporter():
         program = torch.onnx.export(
-            _Embedding(student).eval(),
-            (ids, (ids > 0).long()),
-            input_names=["input_ids", "attention_mask"],
-            dynamic_shapes={"input_ids": free, "attention_mask": same},
+            _Positional(model).eval(),
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            dynamic_shapes={**dict.fromkeys(inputs, same), "input_ids": free},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None  # it is None only when the exporter was given a file to write
-    model = program.model
+    traced = program.model
     # The trace names the token embedding `embedding` too, and a graph's names must be unique.
-    for node in model.graph:
+    for node in traced.graph:
         for value in node.outputs:
-            if value.name == OUTPUT:
-                value.name = f"token_{OUTPUT}"
-    model.graph.outputs[0].name = OUTPUT
-    model.ir_version = IR_VERSION
+            if value.name == output:
+                value.name = f"token_{output}"
+    traced.graph.outputs[0].name = output
+    traced.ir_version = IR_VERSION
     # Without the exporter's notes on every node (stack traces with local paths among them).
-    for item in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.outputs):
+    for item in (traced, traced.graph, *traced.graph, *traced.graph.inputs, *traced.graph.outputs):
         item.metadata_props.clear()
     return program
 
 
-def _digest(student: BiEncoder) -> str:
+def _digest(model: BiEncoder | CrossEncoder) -> str:
     """sha256 of the weights: the name, shape and bytes of every parameter, in name order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(student.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

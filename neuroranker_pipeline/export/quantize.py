@@ -1,4 +1,4 @@
-"""A student in int8 whose vectors do not depend on what else is in the batch.
+"""A student in int8 whose vectors do not depend on what else is in the batch; a cross-encoder's graph is rewritten alike.
 
 Every product with a weight matrix runs on integers: each weight column has its own scale, fixed here, and each token's
 activation vector gets its own scale as it arrives (LLM.int8's vector-wise quantization without the outlier split,
@@ -25,7 +25,7 @@ Re-ranking BM25's top 100 of TREC DL 2019: nDCG@10 0.6462 against 0.6424 in floa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.export.fusion import DOMAIN
 from neuroranker_pipeline.export.onnx import copy_companions, write_settings
 from neuroranker_pipeline.export.settings import QuantizationSettings
+from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder
 from neuroranker_pipeline.serving.engine import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
 
 # A table of fewer numbers (positions, token types) is not worth an approximation.
 SMALLEST_TABLE = 1_000_000
+# Of a cross-encoder's scores, in their spread: about what the default ``min_cosine`` lets vectors change.
+MAX_CHANGE = 0.2
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,35 @@ class Agreement:
     min_cosine: float
     size_ratio: float
 
+    @property
+    def summary(self) -> str:
+        """In words."""
+        return f"mean cosine {self.mean_cosine:.4f} with the float32 vectors, {self.size_ratio:.2f} of the size"
+
+
+@dataclass(frozen=True)
+class ScoreAgreement:
+    """How close a cross-encoder's int8 scores are to float32, over lists of texts that are ranked for one query each.
+
+    mean_change: the mean absolute change of a score, as a share of the mean standard deviation of the scores of a
+    list; what changes all scores of a list alike changes no order, and is left out. mean_spearman: the mean rank
+    correlation of a list. It says the same only where the scores of a list differ: among texts that are all
+    irrelevant, and scored within a hair of each other, any change turns the ranks around.
+    """
+
+    pairs: int
+    mean_change: float
+    mean_spearman: float
+    size_ratio: float
+
+    @property
+    def summary(self) -> str:
+        """In words."""
+        return (
+            f"scores change by {self.mean_change:.3f} of their spread, rank correlation {self.mean_spearman:.3f}, "
+            f"{self.size_ratio:.2f} of the size"
+        )
+
 
 def quantize_student(
     onnx_dir: Path, out: Path, settings: QuantizationSettings, calibration_texts: Sequence[str]
@@ -63,23 +95,43 @@ def quantize_student(
     """
     if not calibration_texts:
         raise BadInput("calibration_texts: at least one text is needed to measure the int8 model on")
-    source = onnx_dir / MODEL_FILE
-    model = onnx.load(source)
-    _Rewriter(model, settings).rewrite()
-    onnx.checker.check_model(model)
-    out.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, out / MODEL_FILE)
-    copy_companions(onnx_dir, out)
-    write_settings(out, **{**read_json(onnx_dir / SETTINGS_FILE), "precision": "int8"})
-
+    ratio = _write_int8(onnx_dir, out, settings)
     float32, int8 = (OnnxEncoder(folder).encode(calibration_texts) for folder in (onnx_dir, out))
     cosine = (float32 * int8).sum(axis=1)
-    ratio = (out / MODEL_FILE).stat().st_size / source.stat().st_size
     agreement = Agreement(len(cosine), float(cosine.mean()), float(cosine.min()), ratio)
     if not agreement.mean_cosine >= settings.min_cosine:  # so that NaN fails too
         raise BadInput(
-            f"{source}: int8 vectors have a mean cosine of {agreement.mean_cosine:.4f} with the float32 ones, below "
-            f"min_cosine {settings.min_cosine}; set products or embeddings to false"
+            f"{onnx_dir / MODEL_FILE}: int8 vectors have a mean cosine of {agreement.mean_cosine:.4f} with the float32 "
+            f"ones, below min_cosine {settings.min_cosine}; keep float32, or set products or embeddings to false"
+        )
+    return agreement
+
+
+def quantize_cross_encoder(
+    onnx_dir: Path, out: Path, settings: QuantizationSettings, lists: Mapping[str, Sequence[str]]
+) -> ScoreAgreement:
+    """Write the int8 model of a float32 cross-encoder into ``out`` and measure it on ``lists``: texts by query.
+
+    Raises ``BadInput`` without a list of two texts or more, or when scores change by more than ``MAX_CHANGE`` on average.
+    """
+    lists = {query: texts for query, texts in lists.items() if len(texts) > 1}
+    if not lists:
+        raise BadInput("lists: at least one query with two texts is needed to measure the int8 model on")
+    ratio = _write_int8(onnx_dir, out, settings)
+    models = [OnnxCrossEncoder(folder) for folder in (onnx_dir, out)]
+    scores = [tuple(model.score(*asked).astype(np.float64) for model in models) for asked in lists.items()]
+    changes = [int8 - float32 - (int8 - float32).mean() for float32, int8 in scores]
+    spread = np.mean([float32.std() for float32, _ in scores])
+    agreement = ScoreAgreement(
+        pairs=sum(map(len, changes)),
+        mean_change=float(np.abs(np.concatenate(changes)).mean() / max(spread, 1e-12)),
+        mean_spearman=float(np.mean([np.corrcoef(_ranks(a), _ranks(b))[0, 1] for a, b in scores])),
+        size_ratio=ratio,
+    )
+    if not agreement.mean_change <= MAX_CHANGE:
+        raise BadInput(
+            f"{onnx_dir / MODEL_FILE}: int8 scores change by {agreement.mean_change:.3f} of their spread, more than "
+            f"{MAX_CHANGE}; keep float32, or set products or embeddings to false"
         )
     return agreement
 
@@ -99,6 +151,23 @@ def batch_sensitivity(onnx_dir: Path, texts: Sequence[str], batch_size: int = 32
             together = encoder.run_padded([tokens[row] for row in rows])
             change = max(change, float(np.abs(together - alone[rows]).max()))
     return change
+
+
+def _write_int8(onnx_dir: Path, out: Path, settings: QuantizationSettings) -> float:
+    """Write the int8 model of ``onnx_dir`` into ``out``; returns the ratio of the graphs' sizes."""
+    source = onnx_dir / MODEL_FILE
+    model = onnx.load(source)
+    _Rewriter(model, settings).rewrite()
+    onnx.checker.check_model(model)
+    out.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, out / MODEL_FILE)
+    copy_companions(onnx_dir, out)
+    write_settings(out, **{**read_json(onnx_dir / SETTINGS_FILE), "precision": "int8"})
+    return (out / MODEL_FILE).stat().st_size / source.stat().st_size
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable")
 
 
 class _Rewriter:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from neuroranker_pipeline.progress import Progress, silent
@@ -15,7 +16,10 @@ from neuroranker_pipeline.ranking.embeddings import Encoder, TorchEncoder, rank_
 from neuroranker_pipeline.ranking.folders import read_layout
 from neuroranker_pipeline.ranking.hub import resolve_model
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
-from neuroranker_pipeline.ranking.scoring import score_candidates
+from neuroranker_pipeline.ranking.scoring import score_candidates, scores_table, texts
+
+if TYPE_CHECKING:
+    from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder
 
 
 class Ranker(Protocol):
@@ -66,6 +70,31 @@ class PairRanker:
         return score_candidates(self.model, candidates, queries, passages, self.compute, progress)
 
 
+@dataclass(frozen=True)
+class OnnxPairRanker:
+    """Ranks as the service does with a cross-encoder: by the logit of each query-passage pair."""
+
+    model: OnnxCrossEncoder
+
+    def rerank(
+        self,
+        candidates: pa.Table,
+        queries: Mapping[str, str],
+        passages: Mapping[str, str],
+        progress: Progress = silent,
+    ) -> pa.Table:
+        rows_of: dict[str, list[int]] = {}
+        for row, qid in enumerate(candidates["qid"].to_pylist()):
+            rows_of.setdefault(qid, []).append(row)
+        asked, read = texts(list(rows_of), queries, "qid"), texts(candidates["pid"].to_pylist(), passages, "pid")
+        scores, done = np.empty(len(read), np.float32), 0
+        for query, rows in zip(asked, rows_of.values(), strict=True):
+            scores[rows] = self.model.score(query, [read[row] for row in rows])
+            done += len(rows)
+            progress("re-ranking", done, len(read))
+        return scores_table(candidates, scores)
+
+
 def load_ranker(model: str | Path, compute: Compute | None = None) -> Ranker:
     """Open a teacher, student or ONNX folder, or a model named as ``resolve_model`` allows.
 
@@ -74,9 +103,10 @@ def load_ranker(model: str | Path, compute: Compute | None = None) -> Ranker:
     """
     folder = resolve_model(model)
     if (folder / "model.onnx").is_file():
-        from neuroranker_pipeline.serving.engine import OnnxEncoder  # needs onnxruntime
+        from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder, open_model  # needs onnxruntime
 
-        return VectorRanker(OnnxEncoder(folder))
+        exported = open_model(folder)
+        return OnnxPairRanker(exported) if isinstance(exported, OnnxCrossEncoder) else VectorRanker(exported)
     compute = compute or pick_compute()
     if read_layout(folder).cross_encoder:
         return PairRanker(CrossEncoder.load(folder), compute)

@@ -101,6 +101,11 @@ def write_jar(source: Path, target: Path) -> None:
                 kept.writestr(entry, jar.read(entry))
 
 
+def compared_rows(passages: int) -> np.ndarray:
+    """The rows, at most ``COMPARED``, of the passages whose vectors are compared with the model's."""
+    return np.unique(np.linspace(0, passages - 1, COMPARED).astype(int))
+
+
 def _ids_and_lengths(passages: Iterable[pa.RecordBatch]) -> tuple[pa.Array, pa.Array]:
     """Every passage's id, and its text's bytes."""
     parts = [(batch["pid"], pc.binary_length(batch["text"])) for batch in passages]
@@ -155,7 +160,7 @@ def _write_vectors(file: Path, pids: pa.Array, folders: Sequence[Path], dimensio
 
 def _demand_vectors_of(encoder: OnnxEncoder, folder: Path, passages: int) -> None:
     """Compare a few passages' vectors with those that the model, whose int8 weights are not the trained ones, computes."""
-    rows = np.unique(np.linspace(0, passages - 1, COMPARED).astype(int))
+    rows = compared_rows(passages)
     texts = Strings(folder, TEXTS, passages)
     stored = open_vectors(folder, (passages, encoder.dimension))[rows].astype(np.float32)
     cosine = float(np.median((encoder.encode([texts[row].decode() for row in rows]) * stored).sum(axis=1)))

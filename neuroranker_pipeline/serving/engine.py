@@ -1,4 +1,7 @@
-"""The inference engine of the service: texts to unit vectors with ONNX Runtime, and passages to a ranking."""
+"""The inference engine of the service: texts to unit vectors with ONNX Runtime, and passages to a ranking.
+
+What a cross-encoder has in common with it is here too; the rest is in :mod:`neuroranker_pipeline.serving.cross_encoder`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -26,9 +30,10 @@ from neuroranker_pipeline.serving.cache import Entry, VectorCache, content_key
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "neuroranker.json"
-OUTPUT = "embedding"
+BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"  # the ``kind`` in the settings
 
 DEFAULT_MAX_LENGTH = 256
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 MAX_WINDOWS = 64
 
 # What to do with a text of more than ``max_length`` tokens: cut it, or read it in windows and take the best one.
@@ -45,7 +50,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A text's position in the request, its cosine with the query, and whether only its beginning was read."""
+    """A text's position in the request, its score (cosine or logit), and whether only its beginning was read."""
 
     index: int
     score: float
@@ -58,15 +63,20 @@ class Ranking:
 
     results: list[Ranked]
     tokens: int
-    cached: int  # texts whose vectors were in the cache
+    cached: int  # texts that were in the cache
 
 
-class OnnxEncoder:
-    """A student exported to ONNX, beside its tokenizer.
+class OnnxModel:
+    """A graph over token ids, beside its tokenizer.
 
-    Only short texts share a run, and only those of one length, so nothing is ever padded, and each thread runs its
-    own batches: a text's vector depends on that text alone, to the last bit.
+    Only short sequences share a run, and only those of one length, so nothing is ever padded, and each thread runs its
+    own batches: what comes out for a sequence depends on that sequence alone, to the last bit.
     """
+
+    INPUTS: ClassVar = frozenset({"input_ids", "attention_mask"})
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()  # inputs that only some graphs have
+    OUTPUT: ClassVar[str]
+    SHAPE: ClassVar[tuple[str, ...]]
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         """Open a model folder (``model.onnx``, ``tokenizer.json``), or an ``.onnx`` file beside its tokenizer.
@@ -78,6 +88,7 @@ class OnnxEncoder:
         folder = self.model_file.parent
         self.threads = threads or available_cores()
         self.session = _open_session(self.model_file)
+        self._check_graph()
         self.tokenizer = _open_tokenizer(folder / TOKENIZER_FILE)
         config = read_json(folder / "config.json")
         self.max_length = _max_length(read_json(folder / SETTINGS_FILE), config, self.tokenizer)
@@ -86,6 +97,53 @@ class OnnxEncoder:
         self.tokenizer.enable_truncation(self.max_length)
         _check_vocabulary(self.tokenizer, config, folder)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="onnx")
+
+    def run_all(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """What the graph gives, (n, ...) float32, for n token sequences, in their order."""
+        results = np.empty((len(tokens), *self.session.get_outputs()[0].shape[1:]), np.float32)
+        batches = list(_equal_lengths(tokens))
+        runs = self._pool.map(lambda rows: run_alike(self.run, [tokens[row] for row in rows]), batches)
+        for rows, result in zip(batches, runs, strict=True):
+            results[rows] = result
+        return results
+
+    def run(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """One run of the graph: its output, (n, ...) float32, for n >= 1 token sequences of one length."""
+        ids = np.array(tokens, np.int64)
+        return self._run(ids, np.ones_like(ids))
+
+    def run_padded(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """One run over one padded batch: what the graph itself computes, for checks of its padding mask."""
+        lengths = np.array([len(ids) for ids in tokens])
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+        ids = np.full(mask.shape, self.pad_id, np.int64)
+        ids[mask == 1] = np.concatenate([np.asarray(t, np.int64) for t in tokens])
+        return self._run(ids, mask)
+
+    def works(self) -> bool:
+        """Whether a run gives finite numbers."""
+        return bool(np.isfinite(self.run([self.tokenizer.encode("ready").ids])).all())
+
+    def _run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return self.session.run([self.OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
+
+    def _check_graph(self) -> None:
+        inputs = {node.name for node in self.session.get_inputs()}
+        outputs = self.session.get_outputs()
+        expected = (self.OUTPUT, len(self.SHAPE))
+        if inputs - self.OPTIONAL != self.INPUTS or (outputs[0].name, len(outputs[0].shape)) != expected:
+            raise BadInput(
+                f"{self.model_file}: expected inputs input_ids and attention_mask and an output {self.OUTPUT!r} of shape "
+                f"({', '.join(self.SHAPE)}), found inputs {sorted(inputs)} and outputs "
+                f"{[output.name for output in outputs]}; make the folder with `neuroranker export`"
+            )
+
+
+class OnnxEncoder(OnnxModel):
+    """A student exported to ONNX: texts to unit vectors."""
+
+    OUTPUT = "embedding"
+    SHAPE = ("n", "dimension")
 
     @property
     def dimension(self) -> int:
@@ -124,42 +182,20 @@ class OnnxEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, (n, dimension) float32, in the order of ``texts``."""
-        return self.encode_tokens(self.tokenize(texts))
-
-    def encode_tokens(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """Unit vectors, (n, dimension) float32, of token sequences."""
-        vectors = np.empty((len(tokens), self.dimension), np.float32)
-        batches = list(_equal_lengths(tokens))
-        runs = self._pool.map(lambda rows: run_alike(self.run, [tokens[row] for row in rows]), batches)
-        for rows, result in zip(batches, runs, strict=True):
-            vectors[rows] = result
-        return vectors
-
-    def run(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """One run of the graph: unit vectors, (n, dimension) float32, of n >= 1 token sequences of one length."""
-        ids = np.array(tokens, np.int64)
-        return self.session.run([OUTPUT], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
-
-    def run_padded(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """One run over one padded batch: what the graph itself computes, for checks of its padding mask."""
-        lengths = np.array([len(ids) for ids in tokens])
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        ids = np.full(mask.shape, self.pad_id, np.int64)
-        ids[mask == 1] = np.concatenate([np.asarray(t, np.int64) for t in tokens])
-        return self.session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
+        return self.run_all(self.tokenize(texts))
 
 
-class Reranker:
-    """Orders passages by the cosine of their embedding with the query's; safe to use from several threads.
+class Engine(ABC):
+    """Orders passages by what a model says of them; safe to use from several threads.
 
-    Passages' vectors are kept by content, and the token sequences of all concurrent requests share one queue. Neither
-    changes a score by a bit: a score depends on the query and its text alone.
+    What the model said of a passage is kept by content, and the token sequences of all concurrent requests share one
+    queue. Neither changes a score by a bit: a score depends on the query and its text alone.
     """
 
-    def __init__(self, encoder: OnnxEncoder, cache_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, encoder: OnnxModel, cache_bytes: int = 64 * 2**20) -> None:
         """Start ``encoder.threads`` threads, which end with ``close`` or when the object goes.
 
-        ``cache_bytes`` bounds the memory for passage vectors; 0 keeps none.
+        ``cache_bytes`` bounds the memory of the cache; 0 keeps none.
         """
         self.encoder = encoder
         self.cache = VectorCache(cache_bytes)
@@ -170,34 +206,28 @@ class Reranker:
 
     def rerank(self, query: str, texts: Sequence[str], long: Long = "truncate") -> Ranking:
         """Score ``texts`` against ``query``; of one that is read in windows, the best window's score counts."""
-        keys = [content_key(text, long) for text in texts]
+        keys = self._keys(query, texts, long)
         entries = self.cache.get(dict.fromkeys(keys))
         cached = sum(key in entries for key in keys)
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in entries}
-        query_tokens = self.encoder.tokenize([query])[0]
-        vector, computed = self._compute(query_tokens, missing, long)
+        vector, tokens, computed = self._compute(query, missing, long)
         self.cache.put(computed)
         entries |= computed
         ordered = [entries[key] for key in keys]
-        scores = best_cosines(vector, [entry.vectors for entry in ordered])
-        tokens = len(query_tokens) + sum(entry.tokens for entry in ordered)
+        scores = self._scores(vector, ordered)
+        tokens += sum(entry.tokens for entry in ordered)
         with self._counts:
             self._texts += len(texts)
             self._tokens += tokens
         order = np.argsort(-scores, kind="stable").tolist()
         return Ranking([Ranked(i, float(scores[i]), ordered[i].truncated) for i in order], tokens, cached)
 
-    def encode_query(self, query: str) -> np.ndarray:
-        """The unit vector, (dimension,) float32, that ``rerank`` compares the texts with."""
-        return self._compute(self.encoder.tokenize([query])[0], {}, "truncate")[0]
+    @abstractmethod
+    def cut(self, query: str, texts: Sequence[str], long: Long = "truncate") -> tuple[bool, list[int]]:
+        """Whether ``rerank`` would cut the query, and the positions of the texts that it would.
 
-    def too_long(self, texts: Sequence[str]) -> list[int]:
-        """Positions of the texts that ``rerank`` would cut."""
-        keys = [content_key(text, "truncate") for text in texts]
-        known = self.cache.peek(keys)
-        unknown = [i for i, key in enumerate(keys) if key not in known]
-        cut = {unknown[i] for i in self.encoder.too_long([texts[i] for i in unknown])}
-        return [i for i, key in enumerate(keys) if i in cut or (key in known and known[key].truncated)]
+        Windows count as read to the end: few texts have more than ``MAX_WINDOWS``.
+        """
 
     def stats(self) -> dict[str, int]:
         """Counts since the start (texts, tokens, cache_hits, cache_misses), and what is there now.
@@ -220,20 +250,66 @@ class Reranker:
         self._end.detach()
         self._batcher.close()
 
-    def _compute(
-        self, query_tokens: Sequence[int], texts: dict[bytes, str], long: Long
-    ) -> tuple[np.ndarray, dict[bytes, Entry]]:
-        """The query's vector, and the entries of texts that are not in the cache."""
-        readings = self.encoder.read(list(texts.values()), long) if texts else []
+    @abstractmethod
+    def _keys(self, query: str, texts: Sequence[str], long: Long) -> list[bytes]:
+        """By what each text is kept."""
+
+    @abstractmethod
+    def _compute(self, query: str, texts: dict[bytes, str], long: Long) -> tuple[np.ndarray, int, dict[bytes, Entry]]:
+        """The query's vector, the tokens read for it, and the entries of texts that are not in the cache."""
+
+    @abstractmethod
+    def _scores(self, query: np.ndarray, entries: Sequence[Entry]) -> np.ndarray:
+        """The score of each text, (n,) float64."""
+
+    def _submit(self, readings: Sequence[Reading], *first: Work) -> list[Future[np.ndarray]]:
+        """What ``first`` and then the sequences of the readings will give: all are queued at once."""
         works = [Work(tuple(ids)) for reading in readings for ids in reading.sequences]
+        return self._batcher.submit([*first, *works])
+
+
+class Reranker(Engine):
+    """Orders passages by the cosine of their embedding with the query's, and keeps passages' vectors."""
+
+    encoder: OnnxEncoder
+
+    def encode_query(self, query: str) -> np.ndarray:
+        """The unit vector, (dimension,) float32, that ``rerank`` compares the texts with."""
+        return self._compute(query, {}, "truncate")[0]
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Positions of the texts that ``rerank`` would cut."""
+        keys = self._keys("", texts, "truncate")
+        known = self.cache.peek(keys)
+        unknown = [i for i, key in enumerate(keys) if key not in known]
+        cut = {unknown[i] for i in self.encoder.too_long([texts[i] for i in unknown])}
+        return [i for i, key in enumerate(keys) if i in cut or (key in known and known[key].truncated)]
+
+    def cut(self, query: str, texts: Sequence[str], long: Long = "truncate") -> tuple[bool, list[int]]:
+        query_cut = bool(self.encoder.too_long([query]))
+        return query_cut, self.too_long(texts) if long == "truncate" else []
+
+    def _keys(self, query: str, texts: Sequence[str], long: Long) -> list[bytes]:
+        return [content_key(text, long) for text in texts]
+
+    def _compute(self, query: str, texts: dict[bytes, str], long: Long) -> tuple[np.ndarray, int, dict[bytes, Entry]]:
+        query_tokens = tuple(self.encoder.tokenize([query])[0])
+        readings = self.encoder.read(list(texts.values()), long) if texts else []
         # Every request waits for its query, and most have no other of its length to share a run with.
-        query, *futures = self._batcher.submit([Work(tuple(query_tokens), alone=True), *works])
-        results = iter(futures)
-        entries = {}
-        for key, reading in zip(texts, readings, strict=True):
-            vectors = np.stack([next(results).result() for _ in reading.sequences])
-            entries[key] = Entry(vectors, sum(map(len, reading.sequences)), reading.truncated)
-        return query.result(), entries
+        vector, *futures = self._submit(readings, Work(query_tokens, alone=True))
+        entries = dict(zip(texts, entries_of(readings, futures), strict=True))
+        return vector.result(), len(query_tokens), entries
+
+    def _scores(self, query: np.ndarray, entries: Sequence[Entry]) -> np.ndarray:
+        return best_cosines(query, [entry.vectors for entry in entries])
+
+
+def entries_of(readings: Sequence[Reading], futures: Iterable[Future[np.ndarray]]) -> Iterator[Entry]:
+    """What came out for each text, once all of its sequences, in their order, have been run."""
+    results = iter(futures)
+    for reading in readings:
+        vectors = np.stack([next(results).result() for _ in reading.sequences])
+        yield Entry(vectors, sum(map(len, reading.sequences)), reading.truncated)
 
 
 def best_cosines(query: np.ndarray, texts: Sequence[np.ndarray]) -> np.ndarray:
@@ -246,8 +322,13 @@ def best_cosines(query: np.ndarray, texts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, and no more than its container has time for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or no quota: "max"
+        return cores
 
 
 def find_model(path: Path) -> Path:
@@ -276,18 +357,9 @@ def _open_session(file: Path) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no other base
         raise BadInput(f"{file}: not a model that ONNX Runtime can load ({_first_line(error)})") from error
-    inputs = {node.name for node in session.get_inputs()}
-    outputs = session.get_outputs()
-    if inputs != {"input_ids", "attention_mask"} or outputs[0].name != OUTPUT or len(outputs[0].shape) != 2:
-        raise BadInput(
-            f"{file}: expected inputs input_ids and attention_mask and an output {OUTPUT!r} of shape (n, dimension), "
-            f"found inputs {sorted(inputs)} and outputs {[output.name for output in outputs]}; export it with "
-            "neuroranker_pipeline.export.onnx.export_student"
-        )
-    return session
 
 
 def _open_tokenizer(file: Path) -> Tokenizer:

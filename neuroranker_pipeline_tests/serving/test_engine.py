@@ -69,9 +69,9 @@ def test_a_vector_depends_on_its_text_alone(encoder: OnnxEncoder) -> None:
 def test_company_of_one_length_changes_no_bit(request: pytest.FixtureRequest, model: str, length: int) -> None:
     tokens = np.random.default_rng(length).integers(1000, 20_000, (40, length)).tolist()
     encoder = OnnxEncoder(request.getfixturevalue(model), threads=1)
-    together = encoder.encode_tokens(tokens)
+    together = encoder.run_all(tokens)
     for size in (1, 2, 3, 5, 39):
-        np.testing.assert_array_equal(encoder.encode_tokens(tokens[-size:]), together[-size:])
+        np.testing.assert_array_equal(encoder.run_all(tokens[-size:]), together[-size:])
 
 
 def test_threads_do_not_change_vectors(int8_dir: Path, encoder: OnnxEncoder) -> None:
@@ -269,6 +269,12 @@ def test_too_long_agrees_with_the_ranking(reranker: Reranker) -> None:
     ranking = reranker.rerank(QUERY, texts)
     assert before == sorted(item.index for item in ranking.results if item.truncated) != []
     assert reranker.too_long([*texts, "word " * 300, "short"]) == [*before, 30]
+
+
+def test_what_is_cut_is_named(reranker: Reranker) -> None:
+    assert reranker.cut("short", ["short", "word " * 300]) == (False, [1])
+    assert reranker.cut("word " * 300, ["word " * 300], "windows") == (True, [])
+    assert reranker.encoder.works()
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 30_000, 2**24])

@@ -2,79 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.serving import http
+from neuroranker_pipeline_tests.serving.small_application import (
+    exchange,
+    post,
+    served,
+)
 
 SECRET = "correct-horse"
-
-
-async def length(request: Request) -> JSONResponse:
-    return JSONResponse(len(await request.body()))
-
-
-async def sleep(request: Request) -> PlainTextResponse:
-    await asyncio.sleep(0.5)
-    return PlainTextResponse("late")
-
-
-async def fail(request: Request) -> JSONResponse:
-    raise ValueError("a secret of the server")
-
-
-def application() -> ASGIApp:
-    methods = ["GET", "POST"]
-    routes = [Route("/", length), Route("/livez", length)]
-    routes += [Route(f"/{f.__name__}", f, methods=methods) for f in (length, sleep, fail)]
-    return Starlette(routes=routes)
-
-
-@contextmanager
-def served(layer: Callable[[ASGIApp], ASGIApp]) -> Iterator[int]:
-    """The port at which ``layer`` around the application, its errors shaped, is served."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(http.JsonErrors(layer(application())), log_config=None, lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def exchange(port: int, head: str, body: bytes = b"") -> tuple[int, dict[str, str], Any]:
-    """Send a request as it stands; gives status, headers (lower case) and JSON, once the server has answered."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        client.sendall(f"{head}\r\nHost: test\r\n\r\n".encode() + body)
-        stream = client.makefile("rb")
-        status = int(stream.readline().split()[1])
-        lines = iter(stream.readline, b"\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.decode().partition(":") for line in lines)}
-        content = stream.read(int(headers["content-length"]))
-        return status, headers, json.loads(content) if "json" in headers["content-type"] else content
-
-
-def post(port: int, path: str, body: bytes = b"{}") -> tuple[int, dict[str, str], Any]:
-    return exchange(port, f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}", body)
 
 
 def test_settings_come_from_the_environment() -> None:
@@ -199,3 +142,27 @@ def test_an_error_keeps_the_headers_that_say_what_to_do() -> None:
         status, headers, answer = post(port, "/livez")
         assert (status, answer["error"]) == (405, "Method Not Allowed")
         assert set(headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Content-Type: application/vnd.bentoml+pickle",
+        "Content-Type: multipart/form-data; boundary=x",
+        "Content-Type: text/plain",
+        "Content-Type: application/json\r\nContent-Type: application/vnd.bentoml+pickle",
+        "Content-Encoding: gzip",
+    ],
+)
+def test_a_body_that_is_not_plain_json_is_refused(header: str) -> None:
+    with served(http.JsonBodies) as port:
+        status, _, answer = exchange(port, f"POST /length HTTP/1.1\r\nContent-Length: 2\r\n{header}", b"{}")
+        assert (status, answer["error"]) == (415, "Unsupported Media Type")
+
+
+@pytest.mark.parametrize(
+    "header", ["Content-Type: Application/JSON; charset=utf-8", "X: y", "Content-Encoding: identity"]
+)
+def test_json_is_taken_with_and_without_its_name(header: str) -> None:
+    with served(http.JsonBodies) as port:
+        assert exchange(port, f"POST /length HTTP/1.1\r\nContent-Length: 2\r\n{header}", b"{}")[0] == 200

@@ -40,7 +40,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bento(int8_dir: Path, home: Path, collection: Path) -> BentoInfo:
-    return build_bento(int8_dir, None, version="v1", bentoml_home=home, collection=collection)
+    card = home / "card.md"
+    card.write_text("# Rivers\n")
+    return build_bento(int8_dir, None, version="v1", bentoml_home=home, collection=collection, card=card)
+
+
+def test_the_card_describes_the_bento(bento: BentoInfo) -> None:
+    for file in ("README.md", "src/model/README.md"):
+        assert (bento.path / file).read_text() == "# Rivers\n"
 
 
 def test_the_bento_carries_the_collection_and_what_it_needs(bento: BentoInfo, collection: Path) -> None:

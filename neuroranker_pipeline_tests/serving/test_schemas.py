@@ -8,12 +8,16 @@ import pytest
 from pydantic import ValidationError
 
 from neuroranker_pipeline.serving.schemas import (
+    ENDPOINTS,
+    ERRORS,
     MAX_CHARACTERS,
+    MAX_FIELDS,
     MAX_HITS,
     MAX_TEXTS,
     RerankRequest,
     RerankV1Request,
     SearchRequest,
+    describe,
 )
 
 
@@ -93,3 +97,37 @@ def test_bad_searches_name_the_field(body: dict[str, Any], where: tuple[str | in
     with pytest.raises(ValidationError) as error:
         SearchRequest.model_validate(body)
     assert error.value.errors()[0]["loc"] == where
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "where"),
+    [
+        (RerankRequest, '{"query": "q", "texts": ["a"], "raw_scores": "yes"}', ("raw_scores",)),
+        (RerankV1Request, '{"query": "q", "documents": ["a"], "top_n": "3"}', ("top_n",)),
+        (SearchRequest, '{"query": "q", "k": true}', ("k",)),
+    ],
+)
+def test_a_value_of_another_type_is_not_converted(model: Any, body: str, where: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError) as error:
+        model.model_validate_json(body)
+    assert error.value.errors()[0]["loc"] == where
+
+
+@pytest.mark.parametrize("model", [RerankRequest, SearchRequest])
+def test_many_unknown_fields_are_one_error(model: Any) -> None:
+    with pytest.raises(ValidationError) as error:
+        model.model_validate({"query": "q", **{str(i): 1 for i in range(MAX_FIELDS)}})
+    assert [found["type"] for found in error.value.errors()] == ["value_error"]
+
+
+def test_the_interface_is_described_as_it_is() -> None:
+    document = describe({"openapi": "3.0.2", "paths": {path: {"post": {}} for path in ENDPOINTS}})
+    for path in ENDPOINTS:
+        operation = document["paths"][path]["post"]
+        assert operation["requestBody"]["required"]
+        assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
+    schemas = document["components"]["schemas"]
+    assert schemas["RerankV1Request"]["properties"]["top_n"]["nullable"]
+    assert [option["type"] for option in schemas["Document"]["anyOf"]] == ["string", "object"]
+    assert schemas["RerankRequest"]["properties"]["texts"]["items"]["pattern"] == r"\S"
+    assert schemas["ErrorResponse"]["required"] == ["error", "detail"]

@@ -13,8 +13,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,9 @@ def test_info_says_what_is_served(url: str) -> None:
     assert status == 200
     assert (info["name"], info["version"], info["search"]) == ("ranker", "v1", None)
     assert len(info["model"].pop("source")) == 64
-    assert info["model"] == {"precision": "int8", "pooling": "mean", "dimension": 384, "max_length": 256}
+    expected = {"kind": "bi-encoder", "precision": "int8", "pooling": "mean", "dimension": 384, "max_length": 256}
+    assert info["model"] == expected
+    assert info["reload_failure"] is None
     assert info["data"] == REPORT["dataset"]
     assert info["measures"]["test"]["rankers"] == {"BM25": {"MRR@10": 0.5}, "student int8": {"MRR@10": 1}}
     assert info["limits"] == {
@@ -220,6 +223,32 @@ def test_errors_are_json_with_detail(url: str, path: str, body: Any, status: int
     assert "Traceback" not in json.dumps(answer)
 
 
+def test_the_interface_is_described(url: str) -> None:
+    status, text = ask(f"{url}/docs.json")
+    document = json.loads(text)
+    assert status == 200
+    assert {"/rerank", "/v1/rerank", "/search", "/livez", "/metrics", "/info"} <= set(document["paths"])
+    assert {"200", "400", "415", "429"} <= set(document["paths"]["/rerank"]["post"]["responses"])
+
+
+def test_a_path_that_is_none_leaves_nothing_behind(url: str) -> None:
+    assert ask(f"{url}/absent-and-no-figure")[0] == 404
+    assert ask(f"{url}/static_content/absent-and-no-figure")[0] == 404
+    assert ask(f"{url}/static_content/index.css")[0] == 200
+    figures = ask(f"{url}/metrics")[1]
+    assert 'endpoint="/static_content/index.css"' in figures
+    assert "absent-and-no-figure" not in figures
+
+
+@pytest.mark.parametrize("content_type", ["application/vnd.bentoml+pickle", "multipart/form-data", "text/plain"])
+def test_only_json_is_taken(url: str, content_type: str) -> None:
+    request = urllib.request.Request(f"{url}/rerank", b"{}", {"Content-Type": content_type})
+    with pytest.raises(urllib.error.HTTPError, match="415: Unsupported Media Type") as error:
+        urllib.request.urlopen(request, timeout=30)
+    with error.value as answer:
+        assert json.load(answer)["error"] == "Unsupported Media Type"
+
+
 def test_the_built_bento_serves_the_offline_order(bento: BentoInfo, home: Path, int8_dir: Path) -> None:
     offline = [ranked.index for ranked in Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, TEXTS).results]
     assert served_order(bento.path, QUERY, TEXTS, home) == offline
@@ -233,6 +262,47 @@ def test_a_bento_moves_to_another_store_as_a_file(bento: BentoInfo, home: Path, 
     assert sorted(path.name for path in (other / "bentos" / "ranker").iterdir()) == sorted(
         path.name for path in (home / "bentos" / "ranker").iterdir()
     )
+
+
+def test_a_new_model_is_served_and_a_bad_one_is_not(
+    bento: BentoInfo, home: Path, int8_dir: Path, onnx_dir: Path, tmp_path: Path
+) -> None:
+    for name, source in (("int8", int8_dir), ("float32", onnx_dir)):
+        shutil.copytree(source, tmp_path / name)
+    shutil.copytree(int8_dir, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.onnx", 1000)
+    current = tmp_path / "current"
+
+    def point_to(name: str) -> None:
+        (tmp_path / "new").symlink_to(tmp_path / name)
+        os.replace(tmp_path / "new", current)
+
+    def info() -> Any:
+        return json.loads(ask(f"{url}/info")[1])
+
+    def wait_for(state: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not state():
+            assert time.monotonic() < deadline, info()
+            time.sleep(0.05)
+
+    question = {"query": QUERY, "texts": TEXTS, "raw_scores": True}
+    point_to("int8")
+    with serve_bento(bento.tag, home, {"STUDENT_ONNX": str(current), "NEURORANKER_RELOAD_SECONDS": "0.1"}) as url:
+        first = ask(f"{url}/rerank", question)
+        point_to("cut")
+        wait_for(lambda: info()["reload_failure"] is not None)
+        assert "model.onnx" in info()["reload_failure"]
+        assert ask(f"{url}/rerank", question) == first
+        point_to("float32")
+        wait_for(lambda: info()["reload_failure"] is None)
+        assert info()["model"]["precision"] == "float32"
+        status, text = ask(f"{url}/rerank", question)
+        assert status == 200
+        with closing(Reranker(OnnxEncoder(onnx_dir))) as reranker:
+            expected = [(r.index, r.score) for r in reranker.rerank(QUERY, TEXTS).results]
+        assert [(item["index"], item["score"]) for item in json.loads(text)] == expected
+        assert "neuroranker_texts_total 6.0" in ask(f"{url}/metrics")[1]
 
 
 def test_student_onnx_names_another_model(bento: BentoInfo, home: Path, onnx_dir: Path) -> None:
@@ -252,7 +322,7 @@ def test_a_bad_student_onnx_is_one_line(
         model.write_bytes(b"text")
         shutil.copyfile(int8_dir / "tokenizer.json", tmp_path / "tokenizer.json")
     with (
-        pytest.raises(NotReady, match=r"ended with status 1: Error: .*cannot serve the model: .*" + str(tmp_path)),
+        pytest.raises(NotReady, match=r"ended with status 1: Error: .*cannot serve: .*" + str(tmp_path)),
         serve_bento(bento.tag, home, {"STUDENT_ONNX": str(model)}),
     ):
         pytest.fail("it must not start")
