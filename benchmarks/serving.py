@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--peer-python ENV/bin/python ...] [--onnx FILE] [--seconds 20]
 
-It builds a Bento of all-MiniLM-L6-v2 in int8, starts it, and asks ``/rerank`` over HTTP with 100 passages of about 60
+It builds a Bento of ``--model`` in int8, starts it, and asks ``/rerank`` over HTTP with 100 passages of about 60
 tokens, each request's own, then again with passages it has seen. Peers run in processes of their own, and each in turn
 with nothing else running: sentence-transformers (PyTorch, and ONNX Runtime where ``optimum-onnx`` is installed in
 ``--peer-python``), infinity-emb where installed, and ONNX Runtime on ``--onnx``, another export of the same weights.
@@ -124,8 +124,8 @@ def closed_loop(
     return statuses, wrong[0], statuses[200] / (time.monotonic() - start)
 
 
-def model_folder(work: Path) -> Path:
-    export_student(MODEL, work / "onnx")
+def model_folder(model: str, work: Path) -> Path:
+    export_student(model, work / "onnx")
     quantize_student(work / "onnx", work / "int8", QuantizationSettings(), passages(random.Random(1), 64))
     return work / "int8"
 
@@ -133,7 +133,7 @@ def model_folder(work: Path) -> Path:
 def latency_table(arguments: argparse.Namespace, url: str, query: str) -> None:
     rng = random.Random(7)
     requests = [passages(rng, 100) for _ in range(arguments.requests + 5)]
-    rows, weights = [], str(resolve_model(MODEL))
+    rows, weights = [], str(resolve_model(arguments.model))
     base: float | None = None
     for python in arguments.peer_python:
         for backend in ("torch", "onnx", "infinity"):
@@ -173,6 +173,7 @@ def load_table(arguments: argparse.Namespace, url: str, model: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL, help="a student's folder, a Hub id, or package:<module>")
     parser.add_argument("--peer-python", nargs="*", default=[sys.executable], help="interpreters with peers installed")
     parser.add_argument("--onnx", type=Path, help="another ONNX export of the same weights")
     parser.add_argument("--requests", type=int, default=30)
@@ -181,7 +182,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        model = model_folder(work)
+        model = model_folder(arguments.model, work)
         bento = build_bento(model, None, bentoml_home=work / "store")
         if arguments.requests:
             with serve_bento(bento.path, work / "store") as url:

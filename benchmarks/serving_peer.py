@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -75,7 +76,8 @@ def main() -> None:
         vectors = encode(texts)
         np.argsort(-(vectors[1:] @ vectors[0]))
         taken.append(1000 * (time.perf_counter() - start))
-    print(json.dumps(taken))
+    print(json.dumps(taken), flush=True)
+    os._exit(0)  # infinity's threads never end
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ class Settings:
     """What the environment may set: ``NEURORANKER_<FIELD>``; ``BOUNDS`` says how far."""
 
     max_concurrency: int = 64  # requests that each worker process works on at once
-    timeout_seconds: float = 60  # for a request's work, its body being there
+    max_queue: int = 256  # requests that wait for their turn
+    timeout_seconds: float = 60  # for a request's turn to come, its body being there, and then for its work
     body_seconds: float = 10  # for a body to arrive, and for headers and answers to get on their way
     cache_mb: int = 64  # MiB of each worker's cache of vectors; 0: no cache
     reload_seconds: float = 10  # between two looks for a new model at STUDENT_ONNX; 0: none
@@ -47,7 +48,7 @@ class Settings:
     @property
     def request_seconds(self) -> float:
         """What a request may take from its headers to the beginning of its answer."""
-        return self.body_seconds + self.timeout_seconds
+        return self.body_seconds + 2 * self.timeout_seconds
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -58,6 +59,7 @@ class Settings:
 
 BOUNDS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "max_concurrency": (int, 1, 1024),
+    "max_queue": (int, 0, 10_000),
     "timeout_seconds": (float, 0.1, 3600),
     "body_seconds": (float, 0.1, 600),
     "cache_mb": (int, 0, 65_536),
@@ -222,25 +224,40 @@ class JsonBodies:
 
 
 class BoundedConcurrency:
-    """Answers 429 to a POST that comes while ``limit`` others are being worked on."""
+    """Lets ``limit`` POSTs be worked on at once, while ``queue`` more wait for their turn, each at most ``seconds``.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Answers 429 to those that find the queue full, or whose turn does not come.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, queue: int = 0, seconds: float = 60) -> None:
         self.app = app
-        self.limit = limit
-        self._running = 0
+        self.limit, self.queue, self.seconds = limit, queue, seconds
+        self._turns = asyncio.Semaphore(limit)
+        self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
-            return
-        if self._running >= self.limit:
-            await refusal(429, f"{self.limit} requests are being worked on; try again", RETRY)(scope, receive, send)
-            return
-        self._running += 1
+        elif not await self._has_turn():
+            detail = f"{self.limit} requests are being worked on, and {self.queue} may wait; try again"
+            await refusal(429, detail, RETRY)(scope, receive, send)
+        else:
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self._turns.release()
+
+    async def _has_turn(self) -> bool:
+        if self._turns.locked() and self._waiting >= self.queue:
+            return False
+        self._waiting += 1
         try:
-            await self.app(scope, receive, send)
+            async with asyncio.timeout(self.seconds):
+                return await self._turns.acquire()
+        except TimeoutError:
+            return False
         finally:
-            self._running -= 1
+            self._waiting -= 1
 
 
 class Deadline:

@@ -228,6 +228,7 @@ class Ranker:
                 "characters": schemas.MAX_CHARACTERS,
                 "body_bytes": schemas.MAX_BODY_BYTES,
                 "concurrency": bounds.max_concurrency,
+                "queue": bounds.max_queue,
                 "timeout_seconds": bounds.timeout_seconds,
             },
             "search": None if self.collection is None else {"passages": self.collection.passages},
@@ -303,7 +304,7 @@ def guarded(app: ASGIApp) -> ASGIApp:
     """The service behind its bounds, the outermost last."""
     bounds, key = settings(), http.api_key()
     app = http.Deadline(app, bounds.timeout_seconds)
-    app = http.BoundedConcurrency(app, bounds.max_concurrency)
+    app = http.BoundedConcurrency(app, bounds.max_concurrency, bounds.max_queue, bounds.timeout_seconds)
     app = http.JsonBodies(app)
     app = http.BoundedBody(app, schemas.MAX_BODY_BYTES, bounds.body_seconds)
     app = http.BearerKey(app, key) if key else app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,28 @@ def test_more_requests_than_the_bound_are_refused_but_probes_are_not() -> None:
             assert (status, headers["retry-after"], answer["error"]) == (429, "1", "Too Many Requests")
             assert exchange(port, "GET /livez HTTP/1.1")[0] == 200
             assert [future.result()[0] for future in running] == [200, 200]
+        assert post(port, "/length")[0] == 200
+
+
+def test_more_requests_wait_for_their_turn_up_to_a_bound() -> None:
+    with served(lambda app: http.BoundedConcurrency(app, 1, queue=2)) as port, ThreadPoolExecutor() as pool:
+        start = time.monotonic()
+        accepted = [pool.submit(post, port, "/sleep") for _ in range(3)]
+        time.sleep(0.2)
+        assert post(port, "/length")[0] == 429
+        assert [future.result()[0] for future in accepted] == [200] * 3
+        assert time.monotonic() - start > 1.4, "one at a time"
+
+
+def test_a_turn_that_does_not_come_is_answered() -> None:
+    layers = partial(http.BoundedConcurrency, limit=1, queue=2, seconds=0.1)
+    with served(layers) as port, ThreadPoolExecutor() as pool:
+        running = pool.submit(post, port, "/sleep")
+        time.sleep(0.2)
+        start = time.monotonic()
+        assert post(port, "/length")[0] == 429
+        assert 0.05 < time.monotonic() - start < 0.3
+        assert running.result()[0] == 200
         assert post(port, "/length")[0] == 200
 
 

@@ -154,6 +154,7 @@ def test_info_says_what_is_served(url: str) -> None:
         "characters": 20_000,
         "body_bytes": 16 * 2**20,
         "concurrency": 64,
+        "queue": 256,
         "timeout_seconds": 60,
     }
 
@@ -333,6 +334,7 @@ def test_environment_sets_key_concurrency_and_deadline(bento: BentoInfo, home: P
     environment = {
         "NEURORANKER_API_KEY_FILE": str(tmp_path / "key"),
         "NEURORANKER_MAX_CONCURRENCY": "1",
+        "NEURORANKER_MAX_QUEUE": "0",
         "NEURORANKER_TIMEOUT_SECONDS": "0.1",
         "NEURORANKER_CACHE_MB": "0",
     }
