@@ -8,8 +8,8 @@ standard operators are used; ONNX Runtime joins them into its integer kernels wh
 
 Measured by ``benchmarks/quantization.py`` with the ``quickstart`` student, as ratios to its float32 graph in the same run:
 file size, processor time of one thread (AVX-512 VNNI) for MS MARCO passages one at a time, cosine with the float32 vectors,
-the largest change of a component in batches of 32, and the loss in re-ranking BM25's top 100 of TREC DL 2019 (float32: MRR@10
-0.7829, nDCG@10 0.6460):
+the largest change of a component in batches of 32, and the loss in re-ranking BM25's top 100 of TREC DL 2019 (float32:
+MRR@10 0.7829, nDCG@10 0.6460):
 
 ================================  ====  ====  ===========  =====================  =======  =======
 scheme                            size  time  mean cosine  change with the batch   MRR@10  nDCG@10
