@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,21 +13,30 @@ import pyarrow.compute as pc
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
 from neuroranker_pipeline.assets.export import student_onnx, student_onnx_int8
 from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
+from neuroranker_pipeline.assets.policies import NIGHTLY
 from neuroranker_pipeline.assets.retrieval import bm25_candidates
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.student import passage_embeddings, student_checkpoint, student_control
 from neuroranker_pipeline.assets.teacher import base_scores, teacher_checkpoint, teacher_scores
+from neuroranker_pipeline.assets.timing import SAME_COST, latencies
 from neuroranker_pipeline.assets.training import texts_for, training_history
 from neuroranker_pipeline.checks import evaluation as checks
 from neuroranker_pipeline.datasets.shards import judgments_of, queries_of_shard
 from neuroranker_pipeline.datasets.tables import count_rows, read_table, read_texts
+from neuroranker_pipeline.resources import software
+from neuroranker_pipeline.resources.evaluations import past_measures
 from neuroranker_pipeline.resources.manifest import Manifest
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.evaluation.evaluation import Evaluation
+    from neuroranker_pipeline.evaluation.latency import Latency
     from neuroranker_pipeline.evaluation.report import ReportContext
 
-SHOWN_VERSIONS = ("torch", "transformers", "onnxruntime", "pyserini", "dagster", "bentoml")
+FINAL = "student int8"  # the model that ships, which the gate judges: BM25's score beside it must not hide a worse one
+INTERPOLATED = "student int8 + BM25"  # what search and the service's /search give
+EXPORTS = ("student ONNX", FINAL)
+WEIGHTS = (".safetensors", ".onnx", ".onnx.data")
+KEPT_MEASURES = 2  # of an evaluation, query by query in the run metrics: what later evaluations are compared in
 
 
 @lake_asset(
@@ -51,31 +59,54 @@ SHOWN_VERSIONS = ("torch", "transformers", "onnxruntime", "pyserini", "dagster",
     settings=["device", "seed", "cascade_depth"],
     shards="tests",
     checks=[checks.agrees_with_trec_eval],
+    freshness=NIGHTLY,
+    code_version="2",
     by_content=False,
 )
 def eval_report(step: Step) -> None:
     """BM25, base student, teacher, student, its control and its exports on one test split: measured per query, tested in
-    pairs."""
+    pairs, timed, and compared with earlier evaluations."""
     from neuroranker_pipeline.evaluation.evaluation import evaluate
-    from neuroranker_pipeline.evaluation.report import file_name, render_markdown, write_report
+    from neuroranker_pipeline.evaluation.groups import query_groups
+    from neuroranker_pipeline.evaluation.report import file_name, plot_images, render_markdown, write_report
     from neuroranker_pipeline.evaluation.trec_eval import trec_eval_means
 
     assert step.partition is not None
-    runs = _runs(step)
+    runs, timed = _runs(step)
     asked = queries_of_shard(read_table(step.read("queries")), step.partition, step.settings.shards.train_queries)
     texts = dict(zip(asked["qid"].to_pylist(), asked["text"].to_pylist(), strict=True))
     judged = judgments_of(read_table(step.read("qrels")), texts)  # those too for which BM25 found nothing: they count 0
     level = step.settings.data.relevance_level(step.partition)
-    result = evaluate(runs, judged, seed=step.settings.seed, relevance_level=level)
-    report = write_report(result, _context(step, result, texts), step.out)
+    result = evaluate(
+        runs,
+        judged,
+        seed=step.settings.seed,
+        relevance_level=level,
+        final=FINAL,
+        groups=query_groups(texts),
+        scores=_teacher_scores(step),
+    )
+    report = write_report(result, _context(step, result, texts, timed), step.out)
     step.record(result.queries, **result.figures())
+    step.measure({**result.more_figures(), **cost_figures(report["costs"])})
+    step.keep_per_query(result.values(result.measures[:KEPT_MEASURES]))
     step.show("report", render_markdown(report))
+    for title, image in plot_images(report).items():
+        step.show(title, image)
     files = {name: step.out / "runs" / f"{file_name(name)}.trec" for name in runs}
     step.check(checks.agrees_with_trec_eval(result.figures(), trec_eval_means(files, judged, level)))
 
 
-def _runs(step: Step) -> dict[str, pa.Table]:
-    """Every ranker's run over the same candidates, in the order they are shown."""
+def _teacher_scores(step: Step) -> dict[str, pa.Table]:
+    """The scores that the teacher's models gave, whose runs go on below them with the base student's order."""
+    table = read_table(step.read("teacher_scores"))
+    alone = table.drop(["score"]).rename_columns({"cross_encoder": "score"})
+    return {"teacher": table, "cross-encoder": alone}
+
+
+def _runs(step: Step) -> tuple[dict[str, pa.Table], dict[str, Latency]]:
+    """Every ranker's run over the same candidates, in the order they are shown, and how long a query takes."""
+    from neuroranker_pipeline.evaluation.latency import queries_to_time
     from neuroranker_pipeline.ranking.device import pick_compute
     from neuroranker_pipeline.ranking.embeddings import (
         Encoder,
@@ -85,9 +116,11 @@ def _runs(step: Step) -> dict[str, pa.Table]:
         rank_by_cosine,
         read_embeddings,
     )
+    from neuroranker_pipeline.ranking.interpolation import interpolate
     from neuroranker_pipeline.ranking.models import BiEncoder
     from neuroranker_pipeline.ranking.scoring import cascade_run, scores_table
-    from neuroranker_pipeline.serving.engine import OnnxEncoder
+    from neuroranker_pipeline.serving.interpolation import bm25_weight
+    from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 
     compute = pick_compute(step.settings.device)
     step.device = str(compute)
@@ -107,20 +140,25 @@ def _runs(step: Step) -> dict[str, pa.Table]:
     others: dict[str, Encoder] = {
         "hard-label control": TorchEncoder(BiEncoder.load(step.read("student_control")), compute),
         "student ONNX": OnnxEncoder(step.read("student_onnx")),
-        "student int8": OnnxEncoder(step.read("student_onnx_int8")),
+        FINAL: OnnxEncoder(step.read("student_onnx_int8")),
     }
     for done, (name, encoder) in enumerate(others.items()):
         step.progress("measuring rankers", done, len(others))
         runs[name] = rank_by_cosine(candidates, texts, found, encoder)
-    return runs
+    if (weight := bm25_weight(step.read("student_onnx_int8"))) is not None:
+        runs[INTERPOLATED] = interpolate(runs[FINAL], candidates, weight)
+    exports = {name: encoder for name, encoder in others.items() if name in EXPORTS}
+    return runs, latencies(step, queries_to_time(candidates, texts, found), student, exports)
 
 
-def _context(step: Step, result: Evaluation, texts: dict[str, str]) -> ReportContext:
+def _context(step: Step, result: Evaluation, texts: dict[str, str], timed: Mapping[str, Latency]) -> ReportContext:
     """What the report says beside the numbers."""
     from neuroranker_pipeline.evaluation.report import ReportContext
 
     _, pids = result.example_ids()
+    split = step.partition or "test"
     models = {
+        "cross-encoder": "teacher_checkpoint",
         "teacher": "teacher_checkpoint",
         "student": "student_checkpoint",
         "hard-label control": "student_control",
@@ -130,7 +168,7 @@ def _context(step: Step, result: Evaluation, texts: dict[str, str]) -> ReportCon
     trained = ("teacher", "student", "hard-label control")
     return ReportContext(
         profile=step.settings.profile,
-        split=step.partition or "test",
+        split=split,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset={
             "name": step.source.name,
@@ -140,23 +178,76 @@ def _context(step: Step, result: Evaluation, texts: dict[str, str]) -> ReportCon
             "licence": step.source.licence,
         },
         settings=asdict(step.settings),
-        versions={
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in SHOWN_VERSIONS},
-        },
-        costs=[_cost(name, step.manifest(asset)) for name, asset in models.items()],
+        versions=software.versions(),
+        costs=[_cost(row.ranker, models, timed, step) for row in result.rankers if row.ranker in timed],
         histories={name: training_history(step.read(models[name])) for name in trained},
         queries=texts,
         passages=read_texts(step.read("passages"), "pid", pids),
-        notes=[
-            "The teacher is the cross-encoder's score plus the base student's, brought to the same spread. Both re-score "
-            f"the base student's top {step.settings.cascade_depth}; the candidates below keep the base student's order.",
-            "The hard-label control is the student trained on the same lists in the same steps, without the teacher.",
-        ],
+        history=past_measures(step.metrics, split, result.primary),
+        run_id=step.run_id,
+        notes=_notes(step),
     )
 
 
-def _cost(name: str, manifest: Manifest) -> dict[str, Any]:
-    weights = max(int(entry["bytes"]) for entry in manifest.files.values())
-    seconds = manifest.figures.get("training_seconds")
-    return {"name": name, "bytes": weights, **({"seconds": seconds} if seconds is not None else {})}
+def _notes(step: Step) -> list[str]:
+    from neuroranker_pipeline.ranking.members import Ensemble, read_members
+
+    held = read_members(step.read("teacher_checkpoint"))
+    teacher = "The teacher is the cross-encoder's score plus the base student's, brought to the same spread."
+    if isinstance(held, Ensemble):
+        teacher = f"The teacher is a weighted sum of {', '.join(held.weights)}; the cross-encoder is {held.best} alone."
+    # Without a teacher there is nothing to learn from queries that nobody judged.
+    judged = step.settings.unjudged.source == "none"
+    lists = "on the same lists in the same steps" if judged else "with the same settings on the judged queries alone"
+    return [
+        f"{teacher} Both re-score "
+        f"the base student's top {step.settings.cascade_depth}; the candidates below keep the base student's order.",
+        f"The hard-label control is the student trained {lists}, without the teacher.",
+        "Times are those of a query with its passages, measured here. The base student and the control compute what the "
+        "student does, and were not timed apart. The times of the cross-encoder and the teacher are those of a cascade, the "
+        "student's over all candidates included.",
+        "The scores of the cross-encoder and the teacher are those of the candidates that they scored: their separation is "
+        "not to be compared with that of rankers that scored all.",
+        *_interpolation_note(step),
+    ]
+
+
+def _interpolation_note(step: Step) -> list[str]:
+    from neuroranker_pipeline.serving.interpolation import bm25_weight
+
+    weight = bm25_weight(step.read("student_onnx_int8"))
+    if weight is None:
+        return []
+    return [
+        f"{INTERPOLATED} adds {weight:g} x BM25's score to the int8 student's cosine, each standardized over the query's "
+        "candidates. The weight was chosen on the dev split. Search gives this order; what ships, and what the release is "
+        "judged by, is the student alone."
+    ]
+
+
+def _cost(name: str, models: Mapping[str, str], timed: Mapping[str, Latency], step: Step) -> dict[str, Any]:
+    """What a ranker costs: the size of its weights, its training and its time."""
+    latency = timed[name]
+    cost: dict[str, Any] = {
+        "name": name,
+        "device": step.device if name not in EXPORTS else "cpu",
+        "milliseconds": latency.milliseconds,
+        "slowest": latency.slowest,
+        "passages_per_second": latency.passages_per_second,
+        "bytes": _weights(name, step.manifest(models.get(name) or models[SAME_COST[name]])),
+    }
+    if name in models and (seconds := step.manifest(models[name]).figures.get("training_seconds")) is not None:
+        cost["seconds"] = seconds
+    return cost
+
+
+def _weights(name: str, manifest: Manifest) -> int:
+    """The bytes of a model's weights: of an ensemble's members too for the teacher, the cross-encoder being one of them."""
+    files = {file: int(entry["bytes"]) for file, entry in manifest.files.items() if file.endswith(WEIGHTS)}
+    return sum(size for file, size in files.items() if name == "teacher" or "/" not in file)
+
+
+def cost_figures(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``{"student int8/ms_per_query": 210.0, ...}``: what the run metrics keep of the costs."""
+    names = {"milliseconds": "ms_per_query", "passages_per_second": "passages_per_second", "bytes": "bytes"}
+    return {f"{cost['name']}/{figure}": cost[key] for cost in costs for key, figure in names.items() if key in cost}

@@ -64,11 +64,13 @@ def read_run(path: Path) -> pa.Table:
 def write_run(table: pa.Table, path: Path, tag: str = "neuroranker") -> int:
     """Write (qid, pid, score) rows as a run, ranked by ``ranked``; returns the number of lines.
 
-    Scores are the shortest decimals that read back as the same float32. The file appears whole or not at all.
+    Scores are the shortest decimals that read back as the same float32, ties moved apart by ``untied``. The file appears
+    whole or not at all.
     Raises ``BadInput`` for a score that is not finite, and for an id or tag that the format cannot hold.
     """
     run = ranked(table)
     _check_writable(run, tag)
+    run = untied(run)
     unfinished = path.with_name(f".{path.name}.tmp")
     with unfinished.open("w", encoding="utf-8") as stream:
         for batch in run.to_batches(max_chunksize=65_536):
@@ -78,6 +80,29 @@ def write_run(table: pa.Table, path: Path, tag: str = "neuroranker") -> int:
                 stream.write(f"{qid} Q0 {pid} {rank} {score!s} {tag}\n")
     os.replace(unfinished, path)
     return int(run.num_rows)
+
+
+def untied(run: pa.Table) -> pa.Table:
+    """A run that ``ranked`` made, its scores strictly decreasing within each query: a tied score becomes the next float32
+    below the one before it.
+
+    trec_eval ignores the ranks in a file and breaks ties by descending pid; of an untied run it sees the order that is
+    meant (as with Anserini's ScoreTiesAdjuster). Only the lowest float32 of all cannot be lowered.
+    """
+    scores = run.column("score").to_numpy()
+    bits = scores.view(np.int32).astype(np.int64)
+    order = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # neighbouring floats are neighbouring whole numbers
+    rank = run.column("rank").to_numpy().astype(np.int64)
+    follows = rank[1:] > 1
+    if not np.any(follows & (order[1:] == order[:-1])):
+        return run
+    starts = np.flatnonzero(np.r_[True, ~follows])
+    for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
+        part = order[start:end]
+        part[:] = np.minimum.accumulate(part + rank[start:end]) - rank[start:end]
+    order = np.maximum(order, -int(np.float32(np.finfo(np.float32).max).view(np.int32)))
+    bits = np.where(order < 0, -order | 0x80000000, order).astype(np.uint32)
+    return run.set_column(run.schema.get_field_index("score"), "score", pa.array(bits.view(np.float32)))
 
 
 def read_qrels(path: Path, split: str = "test") -> pa.Table:

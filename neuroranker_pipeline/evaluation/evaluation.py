@@ -4,6 +4,7 @@ that moved.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.evaluation import significance
+from neuroranker_pipeline.evaluation.distributions import ScoreDistribution, score_distribution
+from neuroranker_pipeline.evaluation.groups import Breakdown, break_down
 from neuroranker_pipeline.evaluation.measures import (
     DEFAULT_MEASURES,
     judgments,
@@ -25,8 +28,13 @@ from neuroranker_pipeline.evaluation.measures import (
 FIRST_STAGE = "BM25"
 BASELINES = ("BM25", "base student")
 # What the report must answer beside the baselines: did distilling pay, did the student reach its teacher,
-# what did int8 cost.
-CONTRASTS = (("student", "hard-label control"), ("student", "teacher"), ("student int8", "student"))
+# what did int8 cost, did BM25's score add to it.
+CONTRASTS = (
+    ("student", "hard-label control"),
+    ("student", "teacher"),
+    ("student int8", "student"),
+    ("student int8 + BM25", "student int8"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,8 @@ class Evaluation:
 
     ``runs`` are ranked CANDIDATES tables; ``per_query`` has columns ranker, qid, measure, value.
     ``ceiling`` holds the measures of a perfect order of the first stage's candidates (None without a first
-    stage). ``examples`` are the queries where ``final`` gained and lost most against ``reference``, with
-    both top tens.
+    stage). ``grades``: how many judgments there are of each grade. ``examples`` are the queries where
+    ``final`` gained and lost most against ``reference``, with both top tens.
     """
 
     measures: tuple[str, ...]
@@ -82,6 +90,9 @@ class Evaluation:
     rankers: tuple[RankerSummary, ...]
     comparisons: tuple[Comparison, ...]
     ceiling: Mapping[str, float] | None
+    grades: Mapping[int, int]
+    breakdowns: tuple[Breakdown, ...]
+    distributions: tuple[ScoreDistribution, ...]
     per_query: pa.Table
     runs: Mapping[str, pa.Table]
     examples: Sequence[Mapping[str, Any]] = field(default_factory=list)
@@ -89,6 +100,15 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """``{"student/MRR@10": 0.52, ...}``: the figures to record for this evaluation."""
         return {f"{row.ranker}/{name}": value for row in self.rankers for name, value in row.measures.items()}
+
+    def more_figures(self) -> dict[str, float]:
+        """What to record beside ``figures``: unjudged passages, score distributions, and the primary measure by group."""
+        found = {f"{row.ranker}/unjudged@10": row.unjudged_at_10 for row in self.rankers}
+        for distribution in self.distributions:
+            found |= distribution.figures()
+        for breakdown in self.breakdowns:
+            found |= breakdown.figures(self.primary)
+        return found
 
     def differences(self) -> list[float]:
         """``final`` minus ``reference`` in the primary measure for each query, ascending."""
@@ -101,6 +121,10 @@ class Evaluation:
         qids = [example["qid"] for example in self.examples]
         pids = {row["pid"] for example in self.examples for rows in example["rankings"].values() for row in rows}
         return qids, sorted(pids | {row["pid"] for example in self.examples for row in example["relevant"]})
+
+    def values(self, measures: Sequence[str]) -> pa.Table:
+        """``per_query`` in some of the measures."""
+        return self.per_query.filter(pc.is_in(self.per_query["measure"], pa.array(list(measures), pa.string())))
 
     def _primary(self, ranker: str) -> np.ndarray:
         table = self.per_query
@@ -118,32 +142,26 @@ def evaluate(
     final: str | None = None,
     seed: int = 0,
     examples: int = 5,
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+    scores: Mapping[str, pa.Table] | None = None,
 ) -> Evaluation:
     """Measure ``runs`` (name -> table of qid, pid, score; in display order) on the queries of ``qrels``.
 
     ``qrels`` (qid, pid, grade) must hold the evaluated split alone: each of its queries counts for each run.
     ``measures[0]`` is the one that is tested. Every ranker is compared with each of the ``baselines`` and
     the ``contrasts`` that are among the runs; all those tests are one family for Holm's correction.
-    ``final``, by default the last run, is the ranker that ships. Raises ``BadInput`` as ``per_query`` does,
-    or when there is nothing to compare.
+    ``final``, by default the last run, is the ranker that ships. ``groups`` part the queries, as ``query_groups`` does.
+    ``scores`` (qid, pid, score) stand for a run in the score distributions, where it is not made of one model's
+    scores. Raises ``BadInput`` as ``per_query`` does, or when there is nothing to compare.
     """
-    if not runs or not measures:
-        raise BadInput("evaluation: needs at least one run and one measure")
-    final = final or list(runs)[-1]
-    if final not in runs:
-        raise BadInput(f"evaluation: the final ranker {final!r} is not among the runs {', '.join(runs)}")
+    final = _final(runs, measures, final)
     judged = judgments(qrels)
     ordered = {name: _ranked(name, run) for name, run in runs.items()}
     vectors = {}
     for name, run in ordered.items():
         qids, vectors[name] = measure_vectors(run, qrels, measures, relevance_level)
     primary = {name: values[measures[0]] for name, values in vectors.items()}
-    references = [name for name in baselines if name in runs and name != final]
-    reference = references[0] if references else None
-    ceiling = None
-    if FIRST_STAGE in runs:
-        _, best = measure_vectors(ranked(oracle(ordered[FIRST_STAGE], qrels)), qrels, measures, relevance_level)
-        ceiling = _means(best)
+    reference = next((name for name in baselines if name in runs and name != final), None)
     return Evaluation(
         measures=tuple(measures),
         primary=measures[0],
@@ -155,11 +173,33 @@ def evaluate(
         reference=reference,
         rankers=tuple(_summary(name, ordered[name], vectors[name], judged, seed) for name in runs),
         comparisons=_compare(primary, _pairs(list(runs), baselines, contrasts), measures[0], seed),
-        ceiling=ceiling,
+        ceiling=_ceiling(ordered.get(FIRST_STAGE), qrels, measures, relevance_level),
+        grades=_grades(judged),
+        breakdowns=break_down(groups or {}, qids, primary, seed),
+        distributions=_distributions(scores or {}, ordered, judged, relevance_level),
         per_query=_long_table(qids, vectors),
         runs=ordered,
         examples=_examples(qids, primary, ordered, judged, final, reference, examples) if reference else [],
     )
+
+
+def _final(runs: Mapping[str, pa.Table], measures: Sequence[str], final: str | None) -> str:
+    if not runs or not measures:
+        raise BadInput("evaluation: needs at least one run and one measure")
+    final = final or list(runs)[-1]
+    if final not in runs:
+        raise BadInput(f"evaluation: the final ranker {final!r} is not among the runs {', '.join(runs)}")
+    return final
+
+
+def _distributions(
+    given: Mapping[str, pa.Table],
+    runs: Mapping[str, pa.Table],
+    judged: Mapping[str, Mapping[str, int]],
+    relevance_level: int,
+) -> tuple[ScoreDistribution, ...]:
+    found = (score_distribution(name, given.get(name, run), judged, relevance_level) for name, run in runs.items())
+    return tuple(distribution for distribution in found if distribution)
 
 
 def _ranked(name: str, run: pa.Table) -> pa.Table:
@@ -167,6 +207,19 @@ def _ranked(name: str, run: pa.Table) -> pa.Table:
         return ranked(run)
     except BadInput as error:
         raise BadInput(f"ranker {name}: {error}") from error
+
+
+def _ceiling(
+    candidates: pa.Table | None, qrels: pa.Table, measures: Sequence[str], relevance_level: int
+) -> dict[str, float] | None:
+    if candidates is None:
+        return None
+    return _means(measure_vectors(ranked(oracle(candidates, qrels)), qrels, measures, relevance_level)[1])
+
+
+def _grades(judged: Mapping[str, Mapping[str, int]]) -> dict[int, int]:
+    counts = Counter(grade for grades in judged.values() for grade in grades.values())
+    return dict(sorted(counts.items()))
 
 
 def _means(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:

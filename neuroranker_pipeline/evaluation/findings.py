@@ -4,6 +4,8 @@ its place.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from neuroranker_pipeline.evaluation.evaluation import FIRST_STAGE, Comparison, Evaluation
 from neuroranker_pipeline.evaluation.tables import number, p_value, signed
 
@@ -21,13 +23,23 @@ def findings(evaluation: Evaluation) -> list[str]:
     sentences = [_ceiling(evaluation)] + [_sentence(pairs[pair]) for pair in dict.fromkeys(wanted)]
     if ("student", "hard-label control") in pairs:
         sentences.append(_distillation(pairs["student", "hard-label control"]))
-    for pair in (("student", "teacher"), ("student int8", "student")):
+    for pair in (("student", "teacher"), ("student int8", "student"), ("student int8 + BM25", "student int8")):
         if pair in pairs:
             sentences.append(_sentence(pairs[pair]))
     return [sentence for sentence in [*sentences, *_cautions(evaluation)] if sentence]
 
 
-def verdict(comparison: Comparison) -> str:
+class Tested(Protocol):
+    """A difference with its adjusted p."""
+
+    @property
+    def difference(self) -> float: ...
+
+    @property
+    def p_holm(self) -> float: ...
+
+
+def verdict(comparison: Tested) -> str:
     """``better``, ``worse`` or ``not significantly different`` at 0.05 after Holm's correction."""
     if comparison.p_holm >= ALPHA or comparison.difference == 0:
         return "not significantly different"

@@ -8,6 +8,7 @@ A measure is named as tables in the field print it: ``MRR@10`` (trec_eval's reci
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import ir_measures
 import numpy as np
@@ -17,7 +18,8 @@ import pyarrow.compute as pc
 from neuroranker_pipeline.datasets import trec
 from neuroranker_pipeline.errors import BadInput
 
-DEFAULT_MEASURES = ("MRR@10", "nDCG@10", "R@100", "MAP")
+DEFAULT_MEASURES = ("MRR@10", "nDCG@10", "R@10", "R@50", "R@100", "MAP")
+Ties = Literal["pid", "trec_eval"]  # ascending pids, or trec_eval's own order: descending ones
 PER_QUERY = pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())])
 
 
@@ -26,6 +28,7 @@ def per_query(
     qrels: pa.Table,
     measures: Sequence[str] = DEFAULT_MEASURES,
     relevance_level: int = 1,
+    ties: Ties = "pid",
 ) -> pa.Table:
     """The value of each measure for each judged query: a ``PER_QUERY`` table by measure (as given), then
     qid.
@@ -33,10 +36,10 @@ def per_query(
     ``run`` has columns qid, pid, score (more are ignored); ``qrels`` has qid, pid, grade. A judged query
     without results, or without a relevant passage, counts 0; a query without judgments does not count; an
     unjudged passage is not relevant. ``relevance_level`` is the lowest grade that counts as relevant for
-    the binary measures (TREC DL: 2). Raises ``BadInput`` for an unknown measure, a passage ranked or judged
-    twice for a query, or a score that is no number.
+    the binary measures (TREC DL: 2). ``ties`` as in ``ranked``. Raises ``BadInput`` for an unknown measure, a
+    passage ranked or judged twice for a query, or a score that is no number.
     """
-    qids, values = measure_vectors(ranked(run), qrels, measures, relevance_level)
+    qids, values = measure_vectors(ranked(run, ties), qrels, measures, relevance_level)
     columns = [
         pa.array(qids * len(measures), pa.string()),
         pa.array([measure for measure in measures for _ in qids], pa.string()),
@@ -67,10 +70,14 @@ def measure_vectors(
 
 
 def mean_measures(
-    run: pa.Table, qrels: pa.Table, measures: Sequence[str] = DEFAULT_MEASURES, relevance_level: int = 1
+    run: pa.Table,
+    qrels: pa.Table,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    relevance_level: int = 1,
+    ties: Ties = "pid",
 ) -> dict[str, float]:
     """Means over the judged queries, as ``per_query`` gives them one by one."""
-    _, values = measure_vectors(ranked(run), qrels, measures, relevance_level)
+    _, values = measure_vectors(ranked(run, ties), qrels, measures, relevance_level)
     return {name: float(vector.mean()) for name, vector in values.items()}
 
 
@@ -83,11 +90,12 @@ def parse_measure(name: str, relevance_level: int = 1) -> ir_measures.Measure:
     return measure(rel=relevance_level) if "rel" in measure.SUPPORTED_PARAMS else measure
 
 
-def ranked(run: pa.Table) -> pa.Table:
-    """``run`` (qid, pid, score) as a CANDIDATES table: by score descending, then pid ascending, ranks from 1.
+def ranked(run: pa.Table, ties: Ties = "pid") -> pa.Table:
+    """``run`` (qid, pid, score) as a CANDIDATES table: by score (float32) descending, then pid ascending, ranks from 1.
 
-    Ties are decided here alone, so that every measure and every written run sees one order. Raises ``BadInput`` for
-    a missing column, a score that is not finite, or a passage ranked twice for a query.
+    Ties are decided here alone, so that every measure and every written run sees one order. ``ties="trec_eval"`` is for a
+    run from elsewhere, to measure it as trec_eval does. Raises ``BadInput`` for a missing column, a score that is not
+    finite, or a passage ranked twice for a query.
     """
     missing = {"qid", "pid", "score"} - set(run.column_names)
     if missing:
@@ -95,7 +103,8 @@ def ranked(run: pa.Table) -> pa.Table:
     if not pc.all(pc.fill_null(pc.is_finite(run["score"]), False), min_count=0).as_py():
         raise BadInput("run: a score is missing or not a finite number")
     _refuse_duplicates(run, "run: ranks")
-    return trec.ranked(run)
+    ordered = trec.ranked(run)
+    return ordered if ties == "pid" else _by_descending_pid(ordered)
 
 
 def judgments(qrels: pa.Table) -> dict[str, dict[str, int]]:
@@ -117,6 +126,15 @@ def oracle(candidates: pa.Table, qrels: pa.Table) -> pa.Table:
     joined = candidates.select(["qid", "pid"]).join(grades, keys=["qid", "pid"], join_type="left outer")
     score = pc.fill_null(joined["grade"], 0).cast(pa.float32())
     return joined.select(["qid", "pid"]).append_column("score", score)
+
+
+def _by_descending_pid(ordered: pa.Table) -> pa.Table:
+    """A ranked run with the tied rows of each query turned round."""
+    queries = ordered["qid"].combine_chunks().dictionary_encode().indices
+    keys = pa.table({"query": queries, "pid": ordered["pid"], "score": ordered["score"]})
+    order = pc.sort_indices(keys, [("query", "ascending"), ("score", "descending"), ("pid", "descending")])
+    turned = ordered.take(order)
+    return turned.set_column(turned.schema.get_field_index("rank"), ordered.schema.field("rank"), ordered["rank"])
 
 
 def _refuse_duplicates(table: pa.Table, verb: str) -> None:

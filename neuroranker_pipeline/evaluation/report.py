@@ -4,6 +4,7 @@ further analysis.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from neuroranker_pipeline.evaluation import plots, tables
 from neuroranker_pipeline.evaluation.evaluation import Evaluation
 from neuroranker_pipeline.evaluation.findings import findings, verdict
 
-FORMAT = 1
+FORMAT = 2
 SNIPPET = 320  # characters of a passage shown in an example
 
 
@@ -28,11 +29,14 @@ SNIPPET = 320  # characters of a passage shown in an example
 class ReportContext:
     """What surrounds the numbers; everything but ``profile`` may be left out.
 
-    ``dataset``, ``settings`` and ``versions`` are shown as given (nested mappings too). ``costs`` has one
-    mapping a stage or ranker: ``{"name": "student int8", "seconds": 12.3, "bytes": 23_000_000, "device":
-    "cpu"}``, any key but name optional. ``histories`` holds training histories by model: ``{"teacher":
-    [{"step": 10, "loss": 0.7, "lr": 1e-4}, ...]}``. ``queries`` and ``passages`` are the texts of
-    ``Evaluation.example_ids()``. ``notes`` are sentences shown after the findings: what a ranker is, how it was run.
+    ``dataset``, ``settings`` and ``versions`` are shown as given (nested mappings too). ``costs`` has one mapping a
+    ranker: ``{"name": "student int8", "seconds": 12.3, "bytes": 23_000_000, "device": "cpu", "milliseconds": 210.0,
+    "slowest": 240.0, "passages_per_second": 470.0}``, any key but name optional: seconds of training, and how long one
+    query of 100 candidates takes (see ``latency.Latency``). ``histories`` holds training histories by model:
+    ``{"teacher": [{"step": 10, "loss": 0.7, "lr": 1e-4}, ...]}``. ``queries`` and ``passages`` are the texts of
+    ``Evaluation.example_ids()``. ``history`` are earlier evaluations of the split, oldest first: ``{"created": ...,
+    "run_id": ..., "measures": {"student": 0.52}}`` in the primary measure; ``run_id`` is this one's. ``notes`` are
+    sentences shown after the findings: what a ranker is, how it was run.
     """
 
     profile: str
@@ -45,6 +49,8 @@ class ReportContext:
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     queries: Mapping[str, str] = field(default_factory=dict)
     passages: Mapping[str, str] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    run_id: str = ""
     notes: Sequence[str] = ()
 
 
@@ -56,9 +62,14 @@ def report_data(evaluation: Evaluation, context: ReportContext) -> dict[str, Any
     del scores["per_query"], scores["runs"]
     scores["rankers"] = [asdict(row) for row in evaluation.rankers]
     scores["comparisons"] = [{**asdict(c), "verdict": verdict(c)} for c in evaluation.comparisons]
+    scores["breakdowns"] = [asdict(row) for row in evaluation.breakdowns]
+    scores["distributions"] = [asdict(row) for row in evaluation.distributions]
     scores["examples"] = [_with_texts(example, context) for example in evaluation.examples]
     surroundings = asdict(context)
     del surroundings["queries"], surroundings["passages"], surroundings["notes"]
+    now = {row.ranker: row.measures[evaluation.primary] for row in evaluation.rankers}
+    this = {"created": context.created, "run_id": context.run_id, "measures": now}
+    surroundings["history"] = [*context.history, this]
     data = {
         "format": FORMAT,
         **surroundings,
@@ -90,12 +101,12 @@ def write_report(evaluation: Evaluation, context: ReportContext, out: Path) -> d
 
 def render_html(report: Mapping[str, Any]) -> str:
     """The report page from the contents of report.json; every text from outside is escaped."""
-    return _environment(autoescape=True).get_template("report.html.j2").render(r=report)
+    return environment(autoescape=True).get_template("report.html.j2").render(r=report)
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown from the contents of report.json; also fit for Dagster's metadata."""
-    return _environment(autoescape=False).get_template("report.md.j2").render(r=report)
+    return environment(autoescape=False).get_template("report.md.j2").render(r=report)
 
 
 def file_name(ranker: str) -> str:
@@ -115,6 +126,78 @@ def measure_curves(report: Mapping[str, Any]) -> dict[str, list[plots.Point]]:
         names = dict.fromkeys(key for row in rows for key in row if "@" in key)
         curves.update({f"{model} {name}": _curve(rows, name) for name in names})
     return curves
+
+
+def cost_points(report: Mapping[str, Any], key: str, unit: float = 1.0) -> list[tuple[str, float, float]]:
+    """``(ranker, cost, value of the primary measure)`` of each ranker whose ``key`` is known, for a scatter plot."""
+    values = {row["ranker"]: row["measures"][report["primary"]] for row in report["rankers"]}
+    rows = [row for row in report["costs"] if row.get(key) and row["name"] in values]
+    return [(row["name"], row[key] / unit, values[row["name"]]) for row in rows]
+
+
+def quality_of(report: Mapping[str, Any], ranker: str) -> float | None:
+    """A ranker's mean in the primary measure, None for one that is not in the report."""
+    return next((row["measures"][report["primary"]] for row in report["rankers"] if row["ranker"] == ranker), None)
+
+
+def history_lines(report: Mapping[str, Any]) -> dict[str, list[plots.Point]]:
+    """Each ranker's primary measure over the evaluations, numbered from 1; a gap where it was not measured."""
+    nan = float("nan")
+    return {
+        row["ranker"]: [
+            (float(number), past["measures"].get(row["ranker"], nan))
+            for number, past in enumerate(report["history"], 1)
+        ]
+        for row in report["rankers"]
+    }
+
+
+def plot_images(report: Mapping[str, Any]) -> dict[str, str]:
+    """The main plots as Markdown images that carry themselves, by title; for Dagster's UI, which shows them."""
+    primary, final = report["primary"], report["final"]
+    floor = quality_of(report, "BM25")
+    drawn = {
+        f"{primary} with 95% intervals": plots.intervals(interval_rows(report), primary, ceiling_of(report), final),
+        f"{primary} against time": plots.scatter(
+            cost_points(report, "milliseconds"), "milliseconds a query", primary, final, floor
+        ),
+        f"change in {primary} by query": plots.differences(report["differences"], "queries, from worst to best"),
+        f"history of {primary}": plots.lines(history_lines(report), "evaluation", primary)
+        if len(report["history"]) > 1
+        else "",
+        **{
+            f"loss of the {name}": plots.lines({name: curve}, "step", "loss")
+            for name, curve in loss_curves(report).items()
+        },
+    }
+    return {title: _image(title, svg) for title, svg in drawn.items() if svg}
+
+
+def interval_rows(report: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+    """``(ranker, value, low, high)`` in the primary measure, NaN for a bound that is not known."""
+    primary, nan = report["primary"], float("nan")
+    return [
+        (
+            row["ranker"],
+            row["measures"][primary],
+            *(nan if bound is None else bound for bound in row["intervals"][primary]),
+        )
+        for row in report["rankers"]
+    ]
+
+
+def ceiling_of(report: Mapping[str, Any]) -> float | None:
+    return report["ceiling"][report["primary"]] if report["ceiling"] else None
+
+
+def _image(title: str, svg: str) -> str:
+    """An SVG plot as a Markdown image: with its own colours, for it cannot take those of the page."""
+    css = Path(__file__).with_name("templates").joinpath("report.css").read_text(encoding="utf-8")
+    light, *rules = css[: css.index("}") + 1], *re.findall(r"^\.(?:plot|line|point).*$", css, re.MULTILINE)
+    style = "\n".join([light, *rules, "svg { background: #fff; font-family: sans-serif; }"])
+    named = svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * plots.WIDTH}" ', 1)
+    whole = named.replace(">", f"><style>{style}</style>", 1)
+    return f"![{tables.markdown(title)}](data:image/svg+xml;base64,{base64.b64encode(whole.encode()).decode()})"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -149,25 +232,35 @@ def seconds(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
+def minute(created: str) -> str:
+    """A moment as ISO 8601 writes it, to the minute: ``2025-01-31 12:05`` (UTC, as reports are made)."""
+    day, _, clock = created.partition("T")
+    return f"{day} {clock[:5]}".strip()
+
+
 def snippet(text: str, length: int = SNIPPET) -> str:
     """The head of a text on one line."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
-def _environment(autoescape: bool) -> Environment:
+def environment(autoescape: bool) -> Environment:
+    """The templates' environment, with the helpers that they share."""
     folder = Path(__file__).with_name("templates")
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(folder),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = (flat, size, seconds, snippet, loss_curves, measure_curves, tables.markdown)
-    environment.filters.update({helper.__name__: helper for helper in helpers})
-    environment.globals.update(plots=plots, tables=tables, nan=float("nan"))
-    return environment
+    helpers = (
+        *(flat, size, seconds, minute, snippet, loss_curves, measure_curves, history_lines, cost_points, quality_of),
+        *(interval_rows, ceiling_of, tables.markdown, verdict),
+    )
+    made.filters.update({helper.__name__: helper for helper in helpers})
+    made.globals.update(plots=plots, tables=tables)
+    return made
 
 
 def _with_texts(example: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:

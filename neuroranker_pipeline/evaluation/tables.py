@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-TERMINAL_MEASURES = 3  # with two changes and their p values, more would not fit 100 columns
+TERMINAL_MEASURES = (
+    "MRR@10",
+    "nDCG@10",
+    "R@100",
+)  # with two changes and their p values, more would not fit 100 columns
+
+# How queries were parted, said where the parts are shown; the rules are in groups.py.
+BREAKDOWNS = {
+    "type": "identifier: holds a name as code writes it; question: begins with a question word or auxiliary verb, or ends "
+    "with a question mark; keywords: no function word; phrase: the rest.",
+    "length": "The thirds of the queries by their number of words, equal numbers kept together.",
+}
 
 
 def change(report: Mapping[str, Any], ranker: str, against: str) -> dict[str, Any] | None:
@@ -35,6 +46,20 @@ def signed(value: float | None) -> str:
     return DASH if value is None else f"{value:+.3f}".replace("-", MINUS)
 
 
+def judged(row: Mapping[str, Any]) -> str:
+    """The share of a ranker's top tens that was judged: ``38%``."""
+    return f"{100 * (1 - row['unjudged_at_10']):.0f}%"
+
+
+def short(value: float | None) -> str:
+    """A number of any size with three digits that count: ``0.412``, ``21.7``, ``1,240``; what rounding left is 0."""
+    if value is None:
+        return DASH
+    if abs(value) < 1e-6:
+        return "0"
+    return f"{value:,.0f}".replace("-", MINUS) if abs(value) >= 100 else f"{value:.3g}".replace("-", MINUS)
+
+
 def p_value(p: float) -> str:
     """``p <0.001`` or ``p 0.012``."""
     return "p <0.001" if p < 0.001 else f"p {p:.3f}"
@@ -52,7 +77,8 @@ def render_table(report: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    measures, columns = report["measures"][:TERMINAL_MEASURES], baselines(report)
+    columns = baselines(report)
+    measures = [m for m in TERMINAL_MEASURES if m in report["measures"]] or report["measures"][:3]
     caption = f"Change in {report['primary']} with Holm-adjusted p of a paired randomization test"
     if report["ceiling"]:
         best = number(report["ceiling"][report["primary"]])
@@ -89,7 +115,7 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     metadata).
     """
     measures, columns, primary = report["measures"], baselines(report), report["primary"]
-    header = ["ranker", *measures, "95% interval", *(f"vs {b}" for b in columns), ""]
+    header = ["ranker", *measures, "95% interval", *(f"vs {b}" for b in columns), "judged@10", ""]
     rows = [header, ["---", *["---:"] * (len(header) - 2), "---"]]
     top = max((row["measures"][primary] for row in report["rankers"]), default=0.0)
     for row in report["rankers"]:
@@ -101,6 +127,7 @@ def markdown_table(report: Mapping[str, Any]) -> str:
                 *(number(row["measures"][m]) for m in measures),
                 f"{number(low)} to {number(high)}",
                 *(change_text(change(report, row["ranker"], b)) for b in columns),
+                judged(row),
                 plots.bar(row["measures"][primary], top),
             ]
         )

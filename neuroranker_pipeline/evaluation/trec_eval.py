@@ -14,11 +14,11 @@ from neuroranker_pipeline.evaluation.measures import judgments
 from neuroranker_pipeline.ranking.scoring import top_by
 
 # trec_eval knows no cut-off for the reciprocal rank: MRR@10 is its recip_rank over the top tens.
-NAMES = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "MAP": "map"}
+NAMES = {"nDCG@10": "ndcg_cut_10", "R@10": "recall_10", "R@50": "recall_50", "R@100": "recall_100", "MAP": "map"}
 
 
 def trec_eval_means(runs: Mapping[str, Path], qrels: pa.Table, relevance_level: int = 1) -> dict[str, float]:
-    """``{"<ranker>/<measure>": mean}`` over the judged queries, from each ranker's TREC run file.
+    """``{"<ranker>/<measure>": mean}`` over the judged queries, from each ranker's TREC run file as it stands.
 
     ``relevance_level`` is the lowest grade that counts as relevant for the binary measures.
     """
@@ -35,8 +35,8 @@ def trec_eval_means(runs: Mapping[str, Path], qrels: pa.Table, relevance_level: 
 
 def _nested(run: pa.Table) -> dict[str, dict[str, float]]:
     nested: dict[str, dict[str, float]] = {}
-    for qid, pid, rank in zip(*(run[name].to_pylist() for name in ("qid", "pid", "rank")), strict=True):
-        nested.setdefault(qid, {})[pid] = -float(rank)  # trec_eval orders ties its own way: ranks have none
+    for qid, pid, score in zip(*(run[name].to_pylist() for name in ("qid", "pid", "score")), strict=True):
+        nested.setdefault(qid, {})[pid] = score  # no ties in a run that ``write_run`` wrote
     return nested
 
 

@@ -1,9 +1,10 @@
 """The run-metrics store: what every materialization measured, as Parquet files that any DuckDB client can
 query.
 
-Each materialization adds one file to ``materializations/`` and, when it has figures, one to ``figures/``.
-No file is ever rewritten, so any number of readers and writers work side by side without a lock.
-``views.sql`` gives the same views to a plain client: ``duckdb -init <root>/views.sql``.
+Each materialization adds one file to ``materializations/`` and, when it has them, one to ``figures/`` and one to
+``per_query/``. What was tried and made nothing adds one to ``outcomes/``. No file is ever rewritten, so any number of
+readers and writers work side by side without a lock. ``views.sql`` gives the same views to a plain client:
+``duckdb -init <root>/views.sql``. docs/metrics.md describes every column.
 
 Cost (two cores): an append takes about 10 ms; a query of a store with 1,000 materializations half a second, with 5,000
 (10,000 files) three seconds.
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 import glob
 import io
+import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import pyarrow as pa
@@ -46,6 +48,10 @@ MATERIALIZATIONS = pa.schema(
         ("rows", pa.int64()),
         ("device", pa.string()),
         ("checks_passed", pa.bool_()),
+        ("version", pa.string()),
+        ("bytes", pa.int64()),
+        ("settings", pa.string()),
+        ("versions", pa.string()),
     ]
 )
 FIGURES = pa.schema(
@@ -59,7 +65,33 @@ FIGURES = pa.schema(
         ("value", pa.float64()),
     ]
 )
-FAMILIES = {"materializations": MATERIALIZATIONS, "figures": FIGURES}
+PER_QUERY = pa.schema(
+    [
+        ("record_id", pa.string()),
+        ("run_id", pa.string()),
+        ("asset", pa.string()),
+        ("partition", pa.string()),
+        ("ranker", pa.string()),
+        ("qid", pa.string()),
+        ("measure", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+OUTCOMES = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("profile", pa.string()),
+        ("asset", pa.string()),
+        ("partition", pa.string()),
+        ("started_at", pa.timestamp("us", tz="UTC")),
+        ("outcome", pa.string()),
+        ("seconds", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+# Columns are only ever added, at the end: a store that an older version wrote to stays readable.
+FAMILIES = {"materializations": MATERIALIZATIONS, "figures": FIGURES, "per_query": PER_QUERY, "outcomes": OUTCOMES}
+LARGE = ("per_query",)  # copied for a query only if it names them
 
 # A figure is a measure by its name: "MRR@10", or "<ranker>/MRR@10" where one asset measures several rankers.
 VIEWS = r"""
@@ -74,6 +106,30 @@ SELECT m.started_at, m.profile, m.run_id, m.asset, m.partition,
 FROM materializations m JOIN figures f USING (record_id)
 WHERE f.step IS NULL
   AND regexp_matches(f.name, '(^|/)((MRR|RR|nDCG|R|P|MAP|AP|Success)@[0-9]+|MRR|RR|nDCG|MAP|AP|Rprec)$');
+
+CREATE OR REPLACE VIEW breakdowns AS
+SELECT m.started_at, m.profile, m.run_id, m.asset, m.partition,
+       regexp_extract(f.name, '^(.*)/([^/]+)/(\w+): (.+)$', 1) AS ranker,
+       regexp_extract(f.name, '^(.*)/([^/]+)/(\w+): (.+)$', 2) AS measure,
+       regexp_extract(f.name, '^(.*)/([^/]+)/(\w+): (.+)$', 3) AS kind,
+       regexp_extract(f.name, '^(.*)/([^/]+)/(\w+): (.+)$', 4) AS query_group, f.value, record_id
+FROM materializations m JOIN figures f USING (record_id)
+WHERE f.step IS NULL AND regexp_matches(f.name, '^.*/[^/]+/\w+: .+$');
+
+CREATE OR REPLACE VIEW scores AS
+SELECT m.started_at, m.profile, m.run_id, m.asset, m.partition,
+       regexp_extract(f.name, '^(.*)/score [^/]+$', 1) AS ranker,
+       regexp_extract(f.name, '/score ([^/]+)$', 1) AS statistic, f.value, record_id
+FROM materializations m JOIN figures f USING (record_id)
+WHERE f.step IS NULL AND regexp_matches(f.name, '^.*/score [^/]+$');
+
+CREATE OR REPLACE VIEW steps AS
+SELECT started_at, profile, run_id, asset, partition,
+       CASE WHEN checks_passed IS false THEN 'blocked' ELSE 'made' END AS outcome,
+       wall_seconds AS seconds, NULL::VARCHAR AS error
+FROM materializations
+UNION ALL
+SELECT started_at, profile, run_id, asset, partition, outcome, seconds, error FROM outcomes;
 
 CREATE OR REPLACE VIEW curves AS
 SELECT m.started_at, m.profile, m.run_id, m.asset, m.partition, f.name, f.step, f.value, record_id
@@ -94,7 +150,9 @@ class Figure:
 @dataclass(frozen=True)
 class RunRecord:
     """One materialization. ``started_at`` is aware of its time zone; ``checks_passed`` None means not
-    checked yet.
+    checked yet. ``version`` and ``bytes`` are those of the artifact in the lake, ``settings`` the whole
+    profile, ``versions`` those of the software. ``per_query``: an evaluation's values, columns ranker, qid,
+    measure, value.
     """
 
     run_id: str
@@ -110,10 +168,29 @@ class RunRecord:
     partition: str | None = None
     rows: int | None = None
     figures: tuple[Figure, ...] = field(default=())
+    version: str | None = None
+    bytes: int | None = None
+    settings: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] | None = None
+    per_query: pa.Table | None = None
 
     def __post_init__(self) -> None:
         if self.started_at.tzinfo is None:
             raise ValueError("started_at must have a time zone, got a naive datetime")
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """A step that made nothing: ``reused`` what was up to date, or ``failed`` with an ``error`` of one line."""
+
+    outcome: Literal["reused", "failed"]
+    run_id: str
+    profile: str
+    asset: str
+    partition: str | None
+    started_at: datetime
+    seconds: float = 0.0
+    error: str | None = None
 
 
 def history_figures(history: Iterable[Mapping[str, Any]], prefix: str = "") -> tuple[Figure, ...]:
@@ -147,21 +224,30 @@ class MetricsStore:
             "asset": record.asset,
             "partition": record.partition,
         }
-        figures = [{**keys, "name": f.name, "step": f.step, "value": f.value} for f in record.figures]
         stamp = record.started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
         name = f"{stamp}-{record_id}.parquet"
-        if figures:
+        if record.per_query is not None and record.per_query.num_rows:
+            self._write(f"per_query/{name}", _parquet(_with_keys(record.per_query, keys), PER_QUERY))
+        if record.figures:
+            figures = [{**keys, "name": f.name, "step": f.step, "value": f.value} for f in record.figures]
             self._write(f"figures/{name}", _parquet(figures, FIGURES))
-        row = {column: getattr(record, column) for column in MATERIALIZATIONS.names if column not in keys}
+        row = {column: _cell(getattr(record, column)) for column in MATERIALIZATIONS.names if column not in keys}
         self._write(f"materializations/{name}", _parquet([{**keys, **row}], MATERIALIZATIONS))
         return record_id
 
+    def note(self, outcomes: Sequence[StepOutcome]) -> None:
+        """Add what was tried and made nothing, as one file."""
+        if outcomes:
+            self._create()
+            stamp = outcomes[-1].started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
+            rows = [vars(outcome) for outcome in outcomes]
+            self._write(f"outcomes/{stamp}-{uuid.uuid4().hex}.parquet", _parquet(rows, OUTCOMES))
+
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """An in-memory DuckDB connection with the views ``materializations``, ``figures``, ``latest``,
-        ``measures`` and ``curves``, each of which reads what is in the store when it is queried. The
-        caller closes it.
+        """An in-memory DuckDB connection with the views of ``views.sql``, each of which reads what is in the
+        store when it is queried. The caller closes it.
         """
-        return self._connection("VIEW")
+        return self._connection("VIEW", tuple(FAMILIES))
 
     def query(self, sql: str) -> tuple[list[str], list[tuple]]:
         """Column names and rows of one reading statement (SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE,
@@ -173,7 +259,8 @@ class MetricsStore:
         """
         import duckdb
 
-        with self._connection("TABLE") as connection:
+        wanted = [family for family in FAMILIES if family not in LARGE or family in sql.lower()]
+        with self._connection("TABLE", wanted) as connection:
             try:
                 connection.execute("SET enable_external_access = false; SET lock_configuration = true")
                 statements = connection.extract_statements(sql)
@@ -184,13 +271,13 @@ class MetricsStore:
                 result = connection.execute(statements[0])
                 return [column[0] for column in result.description or []], result.fetchall()
             except duckdb.Error as error:
-                raise BadInput(f"metrics: {_one_line(error)}") from None
+                raise BadInput(f"metrics: {one_line(error)}") from None
 
     def views_sql(self) -> str:
         """The SQL that defines the views over this store's files, for any DuckDB client on this machine."""
-        return self._relations("VIEW") + VIEWS
+        return self._relations("VIEW", tuple(FAMILIES)) + VIEWS
 
-    def _connection(self, kind: str) -> duckdb.DuckDBPyConnection:
+    def _connection(self, kind: str, families: Sequence[str]) -> duckdb.DuckDBPyConnection:
         import duckdb
 
         self._create()
@@ -201,20 +288,22 @@ class MetricsStore:
             connection.register_filesystem(filesystem)
         try:
             connection.execute("SET preserve_insertion_order = false")  # a third faster over many small files
-            connection.execute(self._relations(kind) + VIEWS)
+            connection.execute(self._relations(kind, families) + VIEWS)
         except duckdb.Error as error:
             connection.close()
-            raise NotReady(f"metrics store {self.root}: {_one_line(error)}") from error
+            raise NotReady(f"metrics store {self.root}: {one_line(error)}") from error
         return connection
 
-    def _relations(self, kind: str) -> str:
-        """SQL that creates the two base relations as VIEW (read when queried) or TABLE (copied now)."""
+    def _relations(self, kind: str, families: Sequence[str]) -> str:
+        """SQL that creates the base relations as VIEW (read when queried) or TABLE (copied now); one that is not among
+        the ``families`` is empty."""
         filesystem, path = self._filesystem()
         base = path if _is_local(filesystem) else filesystem.unstrip_protocol(path)
         quoted = glob.escape(base).replace("'", "''")  # the folder's own name is no pattern
         return "".join(
             f"CREATE OR REPLACE {kind} {family} AS\n"
-            f"SELECT * FROM read_parquet('{quoted}/{family}/*.parquet', union_by_name = true);\n\n"
+            f"SELECT * FROM read_parquet('{quoted}/{family}/{'*' if family in families else '0-schema*'}.parquet', "
+            "union_by_name = true);\n\n"
             for family in FAMILIES
         )
 
@@ -226,8 +315,9 @@ class MetricsStore:
         """
         filesystem, path = self._filesystem()
         for family, schema in FAMILIES.items():
-            if not filesystem.exists(f"{path}/{family}/0-schema.parquet"):
-                self._write(f"{family}/0-schema.parquet", _parquet([], schema))
+            name = f"{family}/0-schema-{len(schema)}.parquet"
+            if not filesystem.exists(f"{path}/{name}"):
+                self._write(name, _parquet([], schema))
         views = (
             f"-- Views over the run metrics. Open with: duckdb -init {path}/views.sql\n\n" + self.views_sql()
         ).encode()
@@ -256,17 +346,28 @@ class MetricsStore:
         temporary.replace(target)
 
 
-def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+def _parquet(rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema)
+    pq.write_table(table.select(schema.names).cast(schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _with_keys(table: pa.Table, keys: Mapping[str, str | None]) -> pa.Table:
+    for name, value in keys.items():
+        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, Mapping) else value
 
 
 def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol)
 
 
-def _one_line(error: Exception) -> str:
-    """DuckDB's message and hints without the drawing of the place in the query."""
+def one_line(error: Exception) -> str:
+    """An error's message on one line; of DuckDB's, without the drawing of the place in the query."""
     lines = (line.strip() for line in str(error).splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("LINE ", "^")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuroranker_pipeline.datasets.tables import CANDIDATES
-from neuroranker_pipeline.datasets.trec import ranked, read_qrels, read_run, write_run
+from neuroranker_pipeline.datasets.trec import ranked, read_qrels, read_run, untied, write_run
 from neuroranker_pipeline.errors import BadInput
 
 identifiers = st.text(st.characters(codec="utf-8", exclude_characters=" \ufeff", exclude_categories=["Cc"]), min_size=1)
@@ -36,8 +37,23 @@ def test_a_written_run_reads_back_exactly(run: dict[tuple[str, str], float]) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.trec"
         assert write_run(table, path, "tag") == len(run)
-        assert read_run(path).equals(ranked(table))
+        assert read_run(path).equals(untied(ranked(table)))
         assert [file.name for file in Path(folder).iterdir()] == ["run.trec"]
+
+
+@given(runs)
+def test_untied_scores_fall_strictly_and_keep_the_order(run: dict[tuple[str, str], float]) -> None:
+    before, after = (made.to_pylist() for made in (ranked(scores_table(run)), untied(ranked(scores_table(run)))))
+    assert [(row["qid"], row["pid"], row["rank"]) for row in before] == [
+        (row["qid"], row["pid"], row["rank"]) for row in after
+    ]
+    lowest = float(np.finfo(np.float32).min)
+    for qid in {qid for qid, _ in run}:
+        old, new = ([row["score"] for row in rows if row["qid"] == qid] for rows in (before, after))
+        assert all(low < high or low == lowest for high, low in itertools.pairwise(new))
+        assert np.allclose(old, new, rtol=1e-5, atol=1e-30)
+        if len(set(old)) == len(old):
+            assert old == new
 
 
 @given(runs)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from neuroranker_pipeline.evaluation.evaluation import Evaluation, evaluate
+from neuroranker_pipeline.evaluation.groups import query_groups
 
 SKILL = {
     "BM25": 0.5,
@@ -44,6 +45,9 @@ def runs_and_qrels() -> tuple[dict[str, pa.Table], pa.Table]:
     return make_runs()
 
 
+TEXTS = {f"q{i:03d}": ("parse_args " if i % 3 == 0 else "what is ") + "a word " * (i % 4) for i in range(60)}
+
+
 @pytest.fixture(scope="session")
 def evaluation(runs_and_qrels) -> Evaluation:
-    return evaluate(*runs_and_qrels)
+    return evaluate(*runs_and_qrels, groups=query_groups(TEXTS))

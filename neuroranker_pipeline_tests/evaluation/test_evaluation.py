@@ -24,7 +24,7 @@ def test_means_are_those_of_the_per_query_measures_in_display_order(evaluation, 
             low, high = row.intervals[measure]
             assert low <= mean <= high
     assert evaluation.figures()["student/MRR@10"] == evaluation.rankers[3].measures["MRR@10"]
-    assert evaluation.per_query.num_rows == 7 * 4 * 60
+    assert evaluation.per_query.num_rows == 7 * 6 * 60
 
 
 def test_every_change_is_the_paired_test_of_its_two_runs(evaluation, runs_and_qrels):
@@ -74,6 +74,54 @@ def test_unjudged_passages_and_silent_queries_are_counted(runs_and_qrels):
     share = sum(pair not in judged for pair in pairs) / len(pairs)
     assert result.rankers[0].unjudged_at_10 == pytest.approx(share)
     assert any("student returned nothing for 1 judged" in note for note in findings(result))
+
+
+def test_judgments_are_counted_by_grade(runs_and_qrels):
+    runs, qrels = runs_and_qrels
+    grades = pa.array([i % 3 - 1 for i in range(60)], pa.int32())  # TREC's spam is judged, and not relevant
+    graded = qrels.set_column(qrels.schema.get_field_index("grade"), "grade", grades)
+    assert evaluate(runs, graded).grades == {0: 40, 1: 20}
+
+
+def test_groups_part_the_queries_and_their_means_are_those_of_their_queries(evaluation, runs_and_qrels):
+    runs, qrels = runs_and_qrels
+    by_type = {row.group: row for row in evaluation.breakdowns if row.by == "type"}
+    assert {group: row.queries for group, row in by_type.items()} == {"question": 40, "identifier": 20}
+    assert [row.group for row in evaluation.breakdowns if row.by == "length"] == [
+        "1 to 3 words",
+        "4 to 6 words",
+        "7 to 8 words",
+    ]
+    assert sum(row.queries for row in evaluation.breakdowns if row.by == "length") == 60
+    for ranker, run in runs.items():
+        mrr = vector(per_query(run, qrels), "MRR@10")
+        chosen = mrr[[i for i in range(60) if i % 3 == 0]]
+        assert by_type["identifier"].means[ranker] == pytest.approx(chosen.mean())
+        low, high = by_type["identifier"].intervals[ranker]
+        assert low <= chosen.mean() <= high
+
+
+def test_scores_are_described_as_they_are_or_as_given(evaluation, runs_and_qrels):
+    runs, qrels = runs_and_qrels
+    assert [row.ranker for row in evaluation.distributions] == list(runs)
+    given = runs["student"].set_column(2, "score", pa.array(np.full(runs["student"].num_rows, 7.0), pa.float32()))
+    result = evaluate(runs, qrels, scores={"teacher": given, "nobody": given})
+    teacher, student = result.distributions[2:4]
+    assert (teacher.ranker, teacher.mean, teacher.deviation, teacher.tied) == ("teacher", 7.0, 0.0, 1.0)
+    assert student == evaluation.distributions[3]
+    assert result.rankers == evaluation.rankers
+
+
+def test_what_is_recorded_beside_the_measures(evaluation):
+    figures = evaluation.more_figures()
+    assert figures["student/unjudged@10"] == evaluation.rankers[3].unjudged_at_10
+    assert figures["student/score separation"] > 0.8 > figures["BM25/score separation"]
+    questions = next(row for row in evaluation.breakdowns if row.group == "question")
+    assert figures["student/MRR@10/type: question"] == questions.means["student"]
+    assert not figures.keys() & evaluation.figures().keys()
+    kept = evaluation.values(["MRR@10"])
+    assert set(kept["measure"].to_pylist()) == {"MRR@10"}
+    assert kept.num_rows == 7 * 60
 
 
 def test_it_repeats_exactly(evaluation, runs_and_qrels):

@@ -53,7 +53,7 @@ def test_agrees_with_trec_eval_itself_on_ties_missing_queries_and_unjudged_passa
     for qid, pid, grade in qrels:
         grades.setdefault(qid, {})[pid] = grade
     order = {qid: {p: float(-i) for i, p in enumerate(ideal_order(run, qid))} for qid in QIDS}
-    names = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "MAP": "map"}
+    names = {"nDCG@10": "ndcg_cut_10", "MAP": "map", **{f"R@{k}": f"recall_{k}" for k in (10, 50, 100)}}
     evaluator = pytrec_eval.RelevanceEvaluator(grades, set(names.values()))
     first_ten = {q: dict(list(ps.items())[:10]) for q, ps in order.items()}
     whole, cut = evaluator.evaluate(order), pytrec_eval.RelevanceEvaluator(grades, {"recip_rank"}).evaluate(first_ten)

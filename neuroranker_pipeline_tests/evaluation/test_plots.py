@@ -1,3 +1,4 @@
+import itertools
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -18,9 +19,10 @@ def shapes(svg: str, tag: str) -> list[dict[str, str]]:
 
 
 def test_intervals_put_better_rankers_to_the_right_and_escape_names():
-    svg = plots.intervals([("BM25", 0.2, 0.1, 0.3), ("<b>&", 0.6, NAN, NAN)], "MRR@10", ceiling=0.9)
+    svg = plots.intervals([("BM25", 0.2, 0.1, 0.3), ("<b>&", 0.6, NAN, NAN)], "MRR@10", ceiling=0.9, emphasised="BM25")
     first, second = shapes(svg, "circle")
     assert float(first["cx"]) < float(second["cx"])
+    assert [shape["class"] for shape in (first, second)] == ["dot final", "dot"]
     assert float(second["cx"]) < float(next(e for e in shapes(svg, "line") if e["class"] == "ceiling")["x1"])
     assert "<b>&" in [text["text"] for text in shapes(svg, "text")]
     assert len([e for e in shapes(svg, "line") if e["class"].startswith("range")]) == 1
@@ -80,3 +82,41 @@ def test_text_bars_and_sparklines():
     assert plots.sparkline([3.0, 2.0, NAN, 1.0]) == "█▅▁"  # 3.5 of 7 steps rounds to the even 4
     assert plots.sparkline([]) == ""
     assert len(plots.sparkline(list(range(500)))) == 30
+
+
+def test_scatter_puts_cheaper_rankers_to_the_left_and_better_ones_higher():
+    svg = plots.scatter([("slow", 2000.0, 0.5), ("<fast>", 20.0, 0.6)], "ms", "MRR@10", final="<fast>", floor=0.3)
+    best, other = shapes(svg, "circle")  # from the top down
+    assert (best["class"], other["class"]) == ("dot final", "dot")
+    assert float(best["cx"]) < float(other["cx"])
+    assert float(best["cy"]) < float(other["cy"])
+    floor = next(float(e["y1"]) for e in shapes(svg, "line") if e["class"] == "ceiling")
+    assert floor > float(other["cy"])
+    assert [text["text"] for text in shapes(svg, "text") if text["class"].startswith("side")] == ["<fast>", "slow"]
+    assert plots.scatter([], "ms", "MRR@10") == ""
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e6), st.floats(0, 1)), min_size=1, max_size=9))
+def test_names_beside_a_scatter_never_overlap_and_dots_stay_inside(points):
+    svg = plots.scatter([(f"r{i}", x, y) for i, (x, y) in enumerate(points)], "ms", "MRR@10")
+    height = float(ET.fromstring(svg).attrib["viewBox"].split()[3])
+    names = [float(e["y"]) for e in shapes(svg, "text") if e["class"].startswith("side")]
+    assert all(b - a >= 14.9 for a, b in itertools.pairwise(names))
+    assert all(0 <= y <= height for y in names)
+    for dot in shapes(svg, "circle"):
+        assert plots.LEFT <= float(dot["cx"]) <= plots.WIDTH
+        assert 0 <= float(dot["cy"]) <= height
+
+
+def test_ticks_of_a_logarithmic_axis():
+    assert plots.log_ticks(1, 3) == [10, 20, 50, 100, 200, 500, 1000]
+    assert plots.log_ticks(0, 4) == [1, 10, 100, 1000, 10000]
+
+
+def test_a_histogram_compares_shapes_not_numbers():
+    svg = plots.histogram([0, 10], [5000, 5000], -1.0, 1.0)
+    tops = {e["class"]: min(float(p.split(",")[1]) for p in e["points"].split()) for e in shapes(svg, "polygon")}
+    bottoms = {e["class"]: max(float(p.split(",")[1]) for p in e["points"].split()) for e in shapes(svg, "polygon")}
+    assert bottoms["others"] - tops["others"] == pytest.approx((bottoms["relevant"] - tops["relevant"]) / 2, abs=0.2)
+    assert [e["class"] for e in shapes(plots.histogram([0, 0], [1, 2], 0, 1), "polygon")] == ["others"]
+    assert shapes(plots.histogram([], [], 0, 1), "polygon") == []

@@ -1,6 +1,9 @@
+import base64
 import itertools
 import json
+import math
 import re
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -26,7 +29,22 @@ def context(evaluation, text="a query about sorting") -> ReportContext:
         dataset={"name": text, "licence": text, "queries": {"test": 60}},
         settings={"student": {text: 1e-4, "layers": (0, 1), "none": None}},
         versions={"torch": text},
-        costs=[{"name": text, "seconds": 245.0, "bytes": 23_000_000}, {"name": "index"}],
+        costs=[
+            {
+                "name": "student",
+                "bytes": 91_000_000,
+                "milliseconds": 530.0,
+                "slowest": 544.0,
+                "passages_per_second": 188.0,
+            },
+            {"name": "student int8", "seconds": 245.0, "bytes": 23_000_000, "milliseconds": 212.0, "device": text},
+            {"name": text},
+        ],
+        history=[
+            {"created": "2025-01-01", "run_id": "0123456789", "measures": {"BM25": 0.2, "student": 0.4, "gone": 0.1}},
+            {"created": text, "run_id": "89abcdef01", "measures": {"BM25": 0.21, "student": 0.45}},
+        ],
+        run_id="fedcba98-76",
         histories={"teacher": [*loss, {"step": 300, "loss": float("nan")}], "student": loss},
         queries=dict.fromkeys(qids, text),
         passages=dict.fromkeys(pids, text),
@@ -86,7 +104,62 @@ def test_html_shows_every_ranker_measure_and_finding(written):
         assert row["ranker"] in page.text
         assert all(f"{value:.3f}" in page.text for value in row["measures"].values())
     assert all(finding in page.text for finding in data["findings"])
-    assert sum(tag == "svg" for tag, _ in page.elements) == 2 + 2 + 1
+    # Intervals and differences, two of costs, a ranker's scores each, history, two losses and the measures on the way.
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2 + 2 + 7 + 1 + 2 + 1
+    for title in ("Quality against cost", "Scores", "MRR@10 by query type", "MRR@10 by query length", "History"):
+        assert title in page.text
+    for group in data["breakdowns"]:
+        assert group["group"] in page.text
+    assert "fedcba98" in page.text
+
+
+def test_markdown_holds_what_the_page_shows(written):
+    out, data = written
+    text = (out / "report.md").read_text("utf-8")
+    for title in (
+        "Results", "Comparisons", "Quality against cost", "Scores", "MRR@10 by query type", "MRR@10 by query length",
+        "History", "Training", "Queries that moved most", "Data set", "Settings", "Versions",
+    ):  # fmt: skip
+        assert f"\n## {title}\n" in text, title
+    assert "| student int8 | 0." in text
+    assert "| 212 |" in text
+    assert "| 2025-01-31 | fedcba98 |" in text
+    for example in data["examples"]:
+        for rows in example["rankings"].values():
+            assert all(row["pid"] in text for row in rows)
+
+
+def test_history_ends_with_this_evaluation(evaluation, written):
+    _, data = written
+    assert [past["run_id"][:8] for past in data["history"]] == ["01234567", "89abcdef", "fedcba98"]
+    assert data["history"][-1]["measures"]["student"] == evaluation.rankers[3].measures["MRR@10"]
+    lines = reports.history_lines(data)
+    assert [point[1] for point in lines["student"][:2]] == [0.4, 0.45]
+    assert math.isnan(lines["teacher"][0][1])
+    assert "gone" not in lines
+
+
+def test_plots_for_the_ui_are_images_that_carry_themselves(written):
+    _, data = written
+    images = reports.plot_images(data)
+    assert len(images) == 6
+    for title, image in images.items():
+        label, encoded = re.fullmatch(r"!\[(.*)\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", image).groups()
+        assert label == tables.markdown(title)
+        svg = base64.b64decode(encoded).decode()
+        root = ET.fromstring(svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        used = set(re.findall(r"var\((--\w+)\)", svg))
+        assert used <= set(re.findall(r"(--\w+):", svg))  # colours of its own, for it cannot take the page's
+        assert not re.search(r"https?://(?!www\.w3\.org)", svg)
+
+
+def test_a_report_without_costs_or_history_leaves_them_out(evaluation, tmp_path):
+    data = write_report(evaluation, ReportContext("smoke"), tmp_path)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "Quality against cost" not in page
+    assert "<h2>History</h2>" not in page
+    assert set(reports.plot_images(data)) == {"MRR@10 with 95% intervals", "change in MRR@10 by query"}
 
 
 def test_html_asks_nothing_of_the_network_and_runs_no_script(evaluation):
@@ -108,7 +181,7 @@ def test_markdown_shows_text_from_outside_literally(evaluation):
     assert "](javascript" not in text.replace("\\]", "")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in rows}  # an unescaped bar would add a column
-    assert widths == {10, 11, 5, 3}
+    assert widths == {13, 11, 10, 5, 4, 3}
 
 
 def test_markdown_tables_are_whole(written):
@@ -157,3 +230,8 @@ def test_sizes_and_times_for_people():
     assert reports.file_name("student int8") == "student-int8"
     assert reports.file_name("../../etc/passwd") == "etc-passwd"
     assert tables.p_value(0.0001) == "p <0.001"
+    assert [tables.short(value) for value in (None, 0.41234, -21.66, 1240.4, 1e-9)] == [
+        tables.DASH, "0.412", "\N{MINUS SIGN}21.7", "1,240", "0",
+    ]  # fmt: skip
+    assert reports.minute("2025-01-31T12:05:33+00:00") == "2025-01-31 12:05"
+    assert reports.minute("2025-01-31") == "2025-01-31"

@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,6 +36,36 @@ def test_many_queries_agree_with_scipy():
     )
     # Both estimate the same p from about 10,000 draws: a standard error of 0.005 each at most.
     assert paired_randomization(a, b, seed=3) == pytest.approx(reference.pvalue, abs=0.025)
+
+
+@given(pairs)
+def test_few_queries_equal_scipy_on_the_same_pairs(values):
+    a, b = np.array(values).T
+    if len(values) < 2:
+        return
+    reference = stats.permutation_test(
+        (a, b),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert paired_randomization(a, b) == pytest.approx(reference.pvalue, abs=1e-12)
+
+
+@hypothesis.settings(max_examples=15)
+@given(st.integers(0, 10**6), st.integers(20, 80), st.floats(0, 0.15))
+def test_many_queries_equal_scipy_within_what_random_patterns_can_tell(seed, queries, shift):
+    rng = np.random.default_rng(seed)
+    a = rng.choice([0, 0.1, 0.5, 1.0], queries) + shift * rng.integers(0, 2, queries)
+    b = rng.choice([0, 0.1, 0.5, 1.0], queries)
+    reference = stats.permutation_test(
+        (a - b,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9_999, rng=rng
+    ).pvalue
+    # Five standard deviations: we count both tails of 9,999 random patterns, scipy doubles its count of the smaller one.
+    half = max(reference, 1e-3) / 2
+    allowed = 5 * math.sqrt((2 * half * (1 - min(reference, 0.999)) + 4 * half * (1 - half)) / 9_999)
+    assert paired_randomization(a, b, seed=seed) == pytest.approx(reference, abs=allowed)
 
 
 def test_p_is_uniform_when_nothing_differs_and_tiny_when_everything_does():

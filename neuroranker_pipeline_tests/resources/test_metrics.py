@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from neuroranker_pipeline.errors import BadInput, NotReady
-from neuroranker_pipeline.resources.metrics import FAMILIES, Figure, MetricsStore, RunRecord, history_figures
+from neuroranker_pipeline.resources.metrics import (
+    FAMILIES,
+    Figure,
+    MetricsStore,
+    RunRecord,
+    StepOutcome,
+    history_figures,
+)
 
-VIEWS = ("materializations", "figures", "latest", "measures", "curves")
+VIEWS = (*FAMILIES, "latest", "measures", "breakdowns", "scores", "steps", "curves")
 NOON = datetime(2025, 1, 31, 12, tzinfo=UTC)
 
 
@@ -59,7 +67,7 @@ def test_a_record_reads_back_as_it_was(store):
     assert row == {
         "record_id": appended, "run_id": "run-1", "profile": "quickstart", "asset": "eval_report", "partition": "dev",
         "code_version": "1", "data_version": "abc", "fingerprint": "f00", "wall_seconds": 1.5, "rows": 300,
-        "device": "cpu", "checks_passed": True,
+        "device": "cpu", "checks_passed": True, "version": None, "bytes": None, "settings": None, "versions": None,
     }  # fmt: skip
     figures = store.query("SELECT run_id, asset, partition, name, step, value FROM figures ORDER BY name")[1]
     assert figures == [
@@ -75,6 +83,76 @@ def test_measures_and_curves_part_the_figures(store):
     measures = store.query("SELECT ranker, measure FROM measures ORDER BY ALL")[1]
     assert measures == [("a/b", "nDCG@10"), ("teacher", "MAP"), (None, "MRR@10"), (None, "R@100")]
     assert store.query("SELECT name, step, value FROM curves")[1] == [("MRR@10", 100, 0.4)]
+
+
+def test_an_artifact_and_what_made_it_are_kept(store):
+    settings = {"seed": 13, "student": {"training": {"learning_rate": 2e-5}, "layers": (0, 1)}}
+    store.append(record(version="20250131T120000-abc", bytes=2_500, settings=settings, versions={"torch": "2.13"}))
+    sql = (
+        "SELECT version, bytes, CAST(settings ->> '$.student.training.learning_rate' AS DOUBLE), versions ->> '$.torch' "
+        "FROM latest"
+    )
+    assert store.query(sql)[1] == [("20250131T120000-abc", 2_500, 2e-5, "2.13")]
+
+
+def test_values_per_query_are_kept_with_their_evaluation(store):
+    rows = {"ranker": ["a", "a", "b"], "qid": ["q1", "q2", "q1"], "measure": ["MRR@10"] * 3, "value": [1.0, 0.5, 0.0]}
+    appended = store.append(record(partition="test", per_query=pa.table(rows)))
+    store.append(record(per_query=pa.table(rows).slice(0, 0)))
+    found = store.query("SELECT record_id, partition, ranker, qid, value FROM PER_QUERY ORDER BY ranker, qid")[1]
+    assert found == [(appended, "test", *row) for row in [("a", "q1", 1.0), ("a", "q2", 0.5), ("b", "q1", 0.0)]]
+    with store.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM per_query").fetchall() == [(3,)]
+
+
+def test_steps_are_what_was_made_blocked_reused_and_failed(store):
+    store.append(record())
+    store.append(record(checks_passed=False, asset="teacher_checkpoint"))
+    store.append(record(checks_passed=None, asset="unchecked"))
+    store.note(
+        [
+            StepOutcome("reused", "", "quickstart", "passages", None, NOON),
+            StepOutcome("failed", "run-2", "quickstart", "queries", "dev", NOON, 3.5, "BadInput: no"),
+        ]
+    )
+    store.note([])
+    assert store.query("SELECT asset, partition, outcome, seconds, error FROM steps ORDER BY asset")[1] == [
+        ("eval_report", None, "made", 1.5, None),
+        ("passages", None, "reused", 0.0, None),
+        ("queries", "dev", "failed", 3.5, "BadInput: no"),
+        ("teacher_checkpoint", None, "blocked", 1.5, None),
+        ("unchecked", None, "made", 1.5, None),
+    ]
+    assert store.query("SELECT count(*) FROM materializations")[1] == [(3,)]
+
+
+def test_breakdowns_and_score_distributions_are_told_from_measures(store):
+    names = ["a b/MRR@10/type: question", "a/MRR@10/length: 6 to 8 words", "a/score q05", "a/b/score mean", "a/MRR@10"]
+    store.append(record(figures=tuple(Figure(name, 0.5) for name in names)))
+    assert store.query("SELECT ranker, measure, kind, query_group FROM breakdowns ORDER BY ALL")[1] == [
+        ("a", "MRR@10", "length", "6 to 8 words"),
+        ("a b", "MRR@10", "type", "question"),
+    ]
+    assert store.query("SELECT ranker, statistic FROM scores ORDER BY ALL")[1] == [("a", "q05"), ("a/b", "mean")]
+    assert store.query("SELECT ranker, measure FROM measures")[1] == [("a", "MRR@10")]
+
+
+def test_a_store_of_an_earlier_version_reads_with_the_columns_of_now(tmp_path):
+    """As it lay on disk before evaluations were kept query by query."""
+    old = FAMILIES["materializations"].names[:13]
+    MetricsStore(str(tmp_path / "new")).append(record())
+    for family in ("materializations", "figures"):
+        source, target = tmp_path / "new" / family, tmp_path / "old" / family
+        target.mkdir(parents=True)
+        (written,) = source.glob("2*.parquet")
+        table = pq.read_table(written)
+        table = table.select(old) if family == "materializations" else table
+        pq.write_table(table, target / written.name)
+        pq.write_table(table.slice(0, 0), target / "0-schema.parquet")
+    store = MetricsStore(str(tmp_path / "old"))
+    assert store.query("SELECT asset, version, settings FROM latest")[1] == [("eval_report", None, None)]
+    assert store.query("SELECT outcome FROM steps")[1] == [("made",)]
+    assert store.query("SELECT count(*) FROM per_query")[1] == [(0,)]
 
 
 def test_latest_is_the_newest_of_each_asset_and_partition(store):
@@ -149,7 +227,7 @@ def test_nothing_is_rewritten_and_no_temporary_file_stays(tmp_path):
         store.query("SELECT 1")
     assert all((file.stat().st_ino, file.read_bytes()) == old for file, old in before.items())
     assert not list(tmp_path.rglob("*.tmp"))
-    assert len(list(tmp_path.rglob("*.parquet"))) == 2 + 4 * 2
+    assert len(list(tmp_path.rglob("*.parquet"))) == len(FAMILIES) + 4 * 2
 
 
 def test_figures_of_an_append_that_died_do_not_count(tmp_path):
