@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 
@@ -13,6 +14,8 @@ from neuroranker_pipeline.assets.corpus import passages, queries
 from neuroranker_pipeline.assets.evaluation import eval_report
 from neuroranker_pipeline.assets.export import student_onnx_int8
 from neuroranker_pipeline.assets.lake_asset import LakeAsset, Needs, lake_asset
+from neuroranker_pipeline.assets.policies import WEEKLY
+from neuroranker_pipeline.assets.release import DECISION, GATE, REPORT, release_decision
 from neuroranker_pipeline.assets.retrieval import (
     ANALYZER,
     bm25_candidates,
@@ -24,15 +27,16 @@ from neuroranker_pipeline.assets.retrieval import (
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.student import passage_embeddings, student_checkpoint
 from neuroranker_pipeline.assets.training import texts_for
+from neuroranker_pipeline.checks import release as release_checks
 from neuroranker_pipeline.checks import serving as checks
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.joined import MAIN
 from neuroranker_pipeline.datasets.tables import read_table
-from neuroranker_pipeline.resources.lake import Lake
+from neuroranker_pipeline.resources.releases import ARCHIVE, MODEL, Override, Release, now, person
 
 ASKED = 20  # passages that the built Bento re-ranks before it is published
-ARCHIVE = "ranker.tar"  # not compressed: weights hardly shrink, and BentoML's own format takes half a minute
 TAG_FILE = "tag.txt"
+CARD = "README.md"
 REPORT_FILES = ("report.html", "report.md", "report.json")  # of the evaluation; the runs stay in the lake
 SEARCHED: tuple[tuple[LakeAsset, Literal["all"] | None], ...] = (
     (lucene_index, None),
@@ -51,6 +55,7 @@ def _searchable(settings: Settings) -> bool:
     needs=[
         student_checkpoint,
         student_onnx_int8,
+        release_decision,
         Needs(eval_report, "all"),
         Needs(bm25_candidates, "dev"),
         passages,
@@ -59,29 +64,32 @@ def _searchable(settings: Settings) -> bool:
     ],
     settings=["bento", *ANALYZER],
     checks=[checks.bento_answers_correctly],
-    code_version="2",
+    code_version="3",
     by_content=False,
+    freshness=WEEKLY,
 )
 def ranker_bento(step: Step) -> None:
-    """The int8 student as a Bento that was started and asked; published to the user's BentoML store if it answered right.
+    """The int8 student that passed the gate, as a Bento that was started and asked.
 
-    The artifact is the exported Bento: ``bentoml import`` puts it into any other store.
+    The artifact is the exported Bento: ``bentoml import`` puts it into any store.
     """
-    from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
-    from neuroranker_pipeline.serving.packaging import build_bento, export_bento, import_bento, served_order
+    from neuroranker_pipeline.serving.engine import Reranker
+    from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
+    from neuroranker_pipeline.serving.packaging import build_bento, export_bento, served_order
 
     model = step.read("student_onnx_int8")
     shutil.rmtree(step.work)
     store = step.work / "store"  # not the user's, where an unchecked Bento would be the latest
-    labels = {"profile": step.settings.profile, "student": step.manifest("student_onnx_int8").version}
     report = step.work / "report"
     for split in eval_report.partitions(step.settings):
         (report / str(split)).mkdir(parents=True)
         for name in REPORT_FILES:
             shutil.copyfile(step.read("eval_report", split) / name, report / str(split) / name)
+    for name in (DECISION, REPORT):
+        shutil.copyfile(step.read("release_decision") / name, report / name)
     collection = _collection(step, model) if step.settings.bento.search else None
-    card = step.read("student_checkpoint") / "README.md"
-    bento = build_bento(model, report, step.settings.bento.name, None, labels, store, collection, card)
+    card = _card(step, model)
+    bento = build_bento(model, report, step.settings.bento.name, None, _labels(step), store, collection, card)
     export_bento(bento, step.out / ARCHIVE, store)
     (step.out / TAG_FILE).write_text(bento.tag)
     step.metadata["tag"] = bento.tag
@@ -89,19 +97,81 @@ def ranker_bento(step: Step) -> None:
     query, documents = _question(step)
     with closing(Reranker(OnnxEncoder(model))) as reranker:
         expected = [ranked.index for ranked in reranker.rerank(query, documents).results]
-    answered = checks.bento_answers_correctly(served_order(bento.path, query, documents), expected)
-    step.check(answered)
-    if answered.passed:
-        import_bento(step.out / ARCHIVE, bento.tag)
+    step.check(checks.bento_answers_correctly(served_order(bento.path, query, documents), expected))
 
 
-def publish_again(lake: Lake) -> str | None:
-    """Put the current Bento back into the user's store if it was lost from there; returns its tag if so."""
-    from neuroranker_pipeline.serving.packaging import import_bento
+@lake_asset(
+    group="serving",
+    kinds={"bentoml"},
+    needs=[ranker_bento, release_decision, student_onnx_int8],
+    checks=[release_checks.was_not_rolled_back, release_checks.release_is_latest],
+)
+def ranker_release(step: Step) -> None:
+    """The Bento as a numbered release: kept in the lake's ``releases``, and the latest of its name in the BentoML store.
 
-    folder = lake.read(ranker_bento.name)
-    tag = (folder / TAG_FILE).read_text()
-    return tag if import_bento(folder / ARCHIVE, tag) else None
+    ``neuroranker rollback`` puts the one before back. A model that was rolled back is not released again.
+    """
+    from neuroranker_pipeline.serving.store import latest_tag
+
+    bento, model = step.manifest("ranker_bento"), step.manifest("student_onnx_int8").data_version
+    withdrawn = release_checks.was_not_rolled_back(step.releases.history().withdrawal(model))
+    step.check(withdrawn)
+    tag = (step.read("ranker_bento") / TAG_FILE).read_text()
+    step.metadata["tag"] = tag
+    if withdrawn.passed:
+        release = _release(step, tag, bento.data_version, model)
+        step.releases.serve(release.number)
+        step.metadata["release"] = release.number
+        step.record(release=release.number)
+    step.check(release_checks.release_is_latest(latest_tag(step.settings.bento.name), tag))
+    (step.out / TAG_FILE).write_text(tag)
+
+
+def _release(step: Step, tag: str, bento: str, model: str) -> Release:
+    """Add this Bento to the registry: with its model, which later ones are compared with, and its decision."""
+    folder, decided = step.read("release_decision"), _decision(step)
+    reference, measure = decided["compared_with"], decided["measure"]
+    figures = {f"{GATE}/{ranker}/{measure}": value for ranker, value in decided["means"].items()}
+    figures |= {
+        f"{split}/{measure}": found["student int8"]
+        for split, found in decided["test"].items()
+        if "student int8" in found
+    }
+    release = Release(
+        number=0,  # the registry's to give
+        tag=tag,
+        model=model,
+        bento=bento,
+        who=person(),
+        at=now(),
+        compared_with=reference["release"] if reference else None,
+        figures=figures,
+        override=Override(**decided["override"]) if decided["override"] else None,
+    )
+    files = {ARCHIVE: step.read("ranker_bento") / ARCHIVE, MODEL: step.read("student_onnx_int8")}
+    files |= {name: folder / name for name in (DECISION, REPORT)}
+    return step.releases.add(release, files, step.run_id, step.settings.release.keep)
+
+
+def _decision(step: Step) -> dict[str, Any]:
+    return json.loads((step.read("release_decision") / DECISION).read_text("utf-8"))
+
+
+def _labels(step: Step) -> dict[str, str]:
+    """What a person who finds the Bento in a store can read off it: what it is, and on whose word."""
+    decided, student = _decision(step), step.manifest("student_onnx_int8")
+    labels = {"profile": step.settings.profile, "student": student.version, "model": student.data_version}
+    override = {f"override_{key}": decided["override"][key] for key in ("reason", "who", "at") if decided["override"]}
+    return {**labels, "gate": decided["outcome"], **override}
+
+
+def _card(step: Step, model: Path) -> Path:
+    """The student's card, and how far the exported model adds BM25's score."""
+    from neuroranker_pipeline.ranking.interpolation import card_section
+
+    out = step.work / CARD
+    out.write_text(f"{(step.read('student_checkpoint') / CARD).read_text('utf-8')}\n{card_section(model)}", "utf-8")
+    return out
 
 
 def _collection(step: Step, model: Path) -> Path:
