@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +16,14 @@ import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.previews import curve
 from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.assets.unjudged import judgments_for, own_passages
 from neuroranker_pipeline.checks import ranking as checks
+from neuroranker_pipeline.datasets.joined import collection_name
 from neuroranker_pipeline.datasets.licences import terms_of
 from neuroranker_pipeline.datasets.shards import judgments_of, rows_of_shard
 from neuroranker_pipeline.datasets.tables import count_rows, read_rows, read_table, read_texts
-from neuroranker_pipeline.orchestration.partitions import train_shards
+from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.orchestration.partitions import is_unjudged, train_shards
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.ranking.lists import TrainingLists
@@ -32,31 +37,81 @@ CARD_MEASURES = ("MRR@10", "nDCG@10")
 
 def texts_for(step: Step, pairs: pa.Table, passages: bool = True) -> tuple[dict[str, str], dict[str, str]]:
     """The texts of the queries and (unless told not to) of the passages that ``pairs`` (qid, pid) names."""
-    queries = read_texts(step.read("queries"), "qid", pc.unique(pairs["qid"]).to_pylist())
-    found = read_texts(step.read("passages"), "pid", pc.unique(pairs["pid"]).to_pylist()) if passages else {}
-    return queries, found
+    qids, pids = (pc.unique(pairs[name]) for name in ("qid", "pid"))
+    queries: dict[str, str] = {}
+    for folder in (step.read("queries"), *step.read_all("unjudged_queries")):
+        queries |= read_texts(folder, "qid", qids.to_pylist())
+    return queries, passage_texts(step, pids.to_pylist()) if passages else {}
 
 
-def draw_lists(step: Step, settings: ListSettings, teacher: bool) -> TrainingLists:
-    """The training lists of all training queries, drawn a shard at a time; with the teacher's scores if told to.
+def passage_texts(step: Step, pids: Sequence[str]) -> dict[str, str]:
+    """The texts of passages, and of what is left of those that unjudged queries were taken from."""
+    own, wanted = own_passages(step), set(pids)
+    rest = {
+        pid: text for pid, text in zip(own["pid"].to_pylist(), own["text"].to_pylist(), strict=True) if pid in wanted
+    }
+    return read_texts(step.read("passages"), "pid", wanted - rest.keys()) | rest
 
-    Equal to those drawn from everything at once, in the memory of one shard's candidates.
+
+def draw_lists(
+    step: Step,
+    settings: ListSettings,
+    shards: Sequence[str],
+    teacher: bool,
+    seed: int | None = None,
+    collections: Sequence[str] | None = None,
+) -> TrainingLists:
+    """The training lists of the queries of some shards, drawn a shard at a time; with the teacher's scores if told to.
+
+    Equal to those drawn from everything at once, in the memory of one shard's candidates. ``seed`` is the profile's where
+    none is given; ``collections`` are those whose queries are drawn from, all by default.
     """
     from neuroranker_pipeline.ranking.lists import join_lists, sample_lists
+    from neuroranker_pipeline.ranking.unjudged import best_as_positive
 
-    judged, parts = read_table(step.read("qrels")), []
-    for shard in train_shards(step.settings):
+    seed, parts = step.settings.seed if seed is None else seed, []
+    for shard in shards:
         candidates, prior = (read_table(step.read(name, shard)) for name in ("bm25_candidates", "base_scores"))
-        scores = read_table(step.read("teacher_scores", shard)) if teacher else None
-        parts.append(sample_lists(candidates, judged, settings, step.settings.seed, prior=prior, teacher=scores))
-    return join_lists(parts, settings, step.settings.seed)
+        judged, scores = judgments_for(step, shard), read_table(step.read("teacher_scores", shard)) if teacher else None
+        decided_by_teacher = settings.teacher_margin is not None
+        if scores is not None and is_unjudged(shard) and not judged.num_rows:
+            judged, decided_by_teacher = best_as_positive(scores), True
+        drawn_by, weight = scores if decided_by_teacher else None, sampling_weight(step, shard, collections)
+        lists = sample_lists(candidates, judged, settings, seed, prior=prior, teacher=drawn_by, weight=weight)
+        parts.append(lists if scores is None or decided_by_teacher else lists.with_teacher(scores))
+    return join_lists(parts, settings, seed)
+
+
+def training_lists(
+    step: Step, settings: ListSettings, seed: int | None = None, collections: Sequence[str] | None = None
+) -> TrainingLists:
+    """``draw_lists`` for a teacher: of the judged training queries. Raises ``BadInput`` when there is none."""
+    shards = train_shards(step.settings)
+    if not any(count_rows(step.read("bm25_candidates", shard)) for shard in shards):
+        raise BadInput(
+            "no training query is judged, so no teacher can be trained: name one that is ready in the settings, such as "
+            "teacher.members.ready={train: false, base: FOLDER_OR_NAME}"
+        )
+    return draw_lists(step, settings, shards, False, seed, collections)
+
+
+def sampling_weight(step: Step, shard: str, collections: Sequence[str] | None = None) -> Callable[[str], float]:
+    """How often a query of a shard is learned from, by its collection; 0 outside ``collections``, where some are given.
+
+    Those without judgments are all learned from: their settings say how many there are.
+    """
+    if is_unjudged(shard):
+        return lambda _: 1.0
+    others, weights = step.settings.training_collections, step.settings.collection_weights
+    if collections is not None:
+        weights = {name: weight for name, weight in weights.items() if name in collections}
+    return lambda qid: weights.get(collection_name(qid, others), 0.0)
 
 
 def lists_with_texts(
-    step: Step, settings: ListSettings, dev: pa.Table, teacher: bool
+    step: Step, lists: TrainingLists, dev: pa.Table
 ) -> tuple[TrainingLists, dict[str, str], dict[str, str]]:
-    """``draw_lists``, and the texts of the drawn and of the dev queries and passages alone."""
-    lists = draw_lists(step, settings, teacher)
+    """Training lists, and the texts of their and of the dev queries and passages alone."""
     return lists, *texts_for(step, pa.concat_tables([list_pairs(lists), dev.select(["qid", "pid"])]))
 
 
@@ -70,15 +125,21 @@ def list_pairs(lists: TrainingLists) -> pa.Table:
 def pairs_to_learn_from(step: Step, prior: pa.Table) -> pa.Table:
     """The pairs (qid, pid) of a training shard that the teacher is to score: those of the student's training lists.
 
-    Lists that the teacher's own scores decide on (``teacher_margin``) need its scores of all that they may draw.
+    Lists that the teacher's own scores decide on (``teacher_margin``) need its scores of all that they may draw. So do those
+    of queries without any judgment, whose positive it chooses: there, of the base student's best.
     """
     from neuroranker_pipeline.ranking.lists import sample_lists, with_positives
+    from neuroranker_pipeline.ranking.scoring import top_by
 
-    settings = step.settings.student.lists
-    candidates, judged = read_table(step.read("bm25_candidates")), read_table(step.read("qrels"))
+    assert step.partition is not None
+    settings, seed = step.settings.student.lists, step.settings.seed
+    weight = sampling_weight(step, step.partition)
+    candidates, judged = read_table(step.read("bm25_candidates")), judgments_for(step, step.partition)
+    if is_unjudged(step.partition) and not judged.num_rows:
+        return top_by(prior, min(step.settings.cascade_depth, settings.depth)).select(["qid", "pid"])
     if settings.teacher_margin is not None:
         return with_positives(candidates, judged).select(["qid", "pid"])
-    return list_pairs(sample_lists(candidates, judged, settings, step.settings.seed, prior=prior))
+    return list_pairs(sample_lists(candidates, judged, settings, seed, prior=prior, weight=weight))
 
 
 def embed_shard(step: Step, model: BiEncoder) -> None:
@@ -99,19 +160,40 @@ def embed_shard(step: Step, model: BiEncoder) -> None:
     step.check(checks.embeddings_are_unit_vectors(embedded.ids.to_pylist(), expected, embedded.vectors))
 
 
-def record_training(step: Step, result: TrainingResult) -> None:
-    """Keep what a training run did: beside the weights, in the manifest, the metrics and the UI."""
+def finished(folder: Path, make: Callable[[Path], TrainingResult]) -> TrainingResult:
+    """Have ``make`` put a model into ``folder``, unless a whole one is there already; what its training did."""
+    from neuroranker_pipeline.ranking.loop import TrainingResult
+
+    if not folder.is_dir():
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        (unfinished / TRAINING_RECORD).write_text(json.dumps(asdict(make(unfinished)), indent=2))
+        os.rename(unfinished, folder)
+    return TrainingResult(**json.loads((folder / TRAINING_RECORD).read_text()))
+
+
+def record_training(
+    step: Step, result: TrainingResult, others: Sequence[TrainingResult] = (), trained: bool = True
+) -> None:
+    """Keep what a training run did: beside the weights, in the manifest, the metrics and the UI.
+
+    ``others`` are the runs of the members of an ensemble beside the one in the artifact's folder. ``trained``: whether there
+    was anything to train.
+    """
     (step.out / TRAINING_RECORD).write_text(json.dumps(asdict(result), indent=2))
     losses = [(int(row["step"]), row["loss"]) for row in result.history if "loss" in row]
+    all_losses = [row["loss"] for run in (result, *others) for row in run.history if "loss" in row]
     step.show("loss", curve(losses, "loss"))
-    step.check(checks.loss_is_finite([loss for _, loss in losses]))
-    step.device = result.device
+    step.check(checks.loss_is_finite(all_losses, trained))
+    step.device = result.device or step.device
     step.curve(result.history)
+    examples, seconds = (sum(getattr(run, name) for run in (result, *others)) for name in ("examples", "seconds"))
     step.record(
-        result.examples,
-        steps=result.steps,
-        training_seconds=result.seconds,
-        examples_per_second=result.examples / max(result.seconds, 1e-9),
+        examples,
+        steps=sum(run.steps for run in (result, *others)),
+        training_seconds=seconds,
+        examples_per_second=examples / max(seconds, 1e-9),
         **({"dev/MRR@10": result.dev_mrr} if result.dev_mrr is not None else {}),
     )
 
@@ -122,8 +204,12 @@ def write_card(
     result: TrainingResult,
     runs: Mapping[str, pa.Table],
     base_factor: float = 0.0,
+    weights: Mapping[str, float] | None = None,
 ) -> None:
-    """Put a model card beside the weights, with the measures of some rankers' runs over the dev queries."""
+    """Put a model card beside the weights, with the measures of some rankers' runs over the dev queries.
+
+    ``base_factor`` and ``weights`` as in ``model_card``.
+    """
     from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
     from neuroranker_pipeline.evaluation.significance import bootstrap_interval
     from neuroranker_pipeline.ranking.card import CARD, Estimate, model_card
@@ -132,12 +218,12 @@ def write_card(
     judged = judgments_of(read_table(step.read("qrels")), pc.unique(runs["BM25"]["qid"]).to_pylist())
     judged = judgments_of(judged, positives(judged))
     estimates: dict[str, dict[str, Estimate]] = {}
-    for name, run in runs.items():
+    for name, run in runs.items() if judged.num_rows else ():
         _, found = measure_vectors(ranked(run.select(["qid", "pid", "score"])), judged, CARD_MEASURES)
         estimates[name] = {m: Estimate(float(v.mean()), *bootstrap_interval(v)) for m, v in found.items()}
     data = terms_of(step.source, step.settings.data, step.settings.training_collections)
     queries = pc.count_distinct(judged["qid"]).as_py()
-    card = model_card(settings, step.settings.seed, result, data, estimates, queries, base_factor)
+    card = model_card(settings, step.settings.seed, result, data, estimates, queries, base_factor, weights)
     (step.out / CARD).write_text(card, encoding="utf-8")
 
 

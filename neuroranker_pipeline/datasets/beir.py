@@ -59,6 +59,12 @@ class BeirSource:
                     text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, " "))
                 yield rows.having(pid=rows.columns["_id"], text=text)
 
+    def title_rows(self, rejects: Rejects) -> Iterator[Rows]:
+        path = self._find("corpus.jsonl")
+        with open_bytes(path) as stream:
+            for rows in json_rows(stream, str(path), ("_id", "title"), rejects):
+                yield rows.having(pid=rows.columns["_id"], text=rows.columns["title"])
+
     def query_rows(self, rejects: Rejects) -> Iterator[Rows]:
         path = self._find("queries.jsonl")
         with open_bytes(path) as stream:

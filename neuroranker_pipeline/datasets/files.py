@@ -70,13 +70,16 @@ class JudgmentFile:
 
 @dataclass(frozen=True, kw_only=True)
 class FilesSettings(CollectionSettings):
-    """The three files, below ``folder``. licence: on what terms, for the report."""
+    """The three files, below ``folder``; licence: on what terms, for the report.
+
+    With ``queries: null`` and ``qrels: null`` there are passages alone, and the student learns from queries made of them
+    (``unjudged``)."""
 
     source: Literal["files"] = "files"
     folder: str = "."
     passages: PassageFile = field(default_factory=PassageFile)
-    queries: QueryFile = field(default_factory=QueryFile)
-    qrels: JudgmentFile = field(default_factory=JudgmentFile)
+    queries: QueryFile | None = field(default_factory=QueryFile)
+    qrels: JudgmentFile | None = field(default_factory=JudgmentFile)
     tests: tuple[str, ...] = ("test",)
     licence: str = "the user's own data"
 
@@ -85,8 +88,15 @@ class FilesSettings(CollectionSettings):
         for name in self.tests:
             good = re.fullmatch(r"test(-[A-Za-z0-9_.-]+)?", name) is not None
             require(good, "tests", "test or test-<name> of letters, digits, '.', '_' and '-'", name)
-        both = self.queries.split is not None and self.qrels.split is not None
-        require(not both, "qrels.split", "left out where queries.split is given", self.qrels.split)
+        if self.queries is None or self.qrels is None:
+            require(self.queries is self.qrels, "qrels", "null where queries is null, and only there", self.qrels)
+        else:
+            both = self.queries.split is not None and self.qrels.split is not None
+            require(not both, "qrels.split", "left out where queries.split is given", self.qrels.split)
+
+    @property
+    def judged(self) -> bool:
+        return self.queries is not None
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -106,7 +116,7 @@ class FilesSource:
         settings = self.settings
         if table == "passages":
             return self._matching(settings.passages.file)
-        if table == "candidates":
+        if table == "candidates" or settings.queries is None or settings.qrels is None:
             return []
         return [*self._matching(settings.queries.file), *self._matching(settings.qrels.file)]
 
@@ -117,8 +127,18 @@ class FilesSource:
                 parts = [pc.fill_null(rows.columns[name], "") for name in spec.text]
                 yield rows.having(pid=rows.columns[spec.id], text=pc.binary_join_element_wise(*parts, " "))
 
+    def title_rows(self, rejects: Rejects) -> Iterator[Rows]:
+        spec = self.settings.passages
+        if len(spec.text) < 2:
+            raise BadInput("data.passages.text: titles as queries need two columns, the title's first")
+        for path in self._matching(spec.file):
+            for rows in file_rows(path, (spec.id, spec.text[0]), rejects):
+                yield rows.having(pid=rows.columns[spec.id], text=rows.columns[spec.text[0]])
+
     def query_rows(self, rejects: Rejects) -> Iterator[Rows]:
         spec = self.settings.queries
+        if spec is None:
+            return
         wanted = [name for name in (spec.id, spec.text, spec.split) if name is not None]
         for path in self._matching(spec.file):
             for rows in file_rows(path, wanted, rejects):
@@ -127,6 +147,8 @@ class FilesSource:
 
     def judgment_rows(self, rejects: Rejects) -> Iterator[Rows]:
         spec, split_of = self.settings.qrels, self._splits_of_queries()
+        if spec is None:
+            return
         wanted = [name for name in (spec.query, spec.passage, spec.grade, spec.split) if name is not None]
         for path in self._matching(spec.file):
             for rows in file_rows(path, wanted, rejects):
@@ -142,7 +164,7 @@ class FilesSource:
         return iter(())
 
     def _splits_of_queries(self) -> dict[str, str]:
-        if self.settings.queries.split is None:
+        if self.settings.queries is None or self.settings.queries.split is None:
             return {}
         found: dict[str, str] = {}
         for rows in self.query_rows(Rejects(1.0)):  # bad rows are counted where the queries are read

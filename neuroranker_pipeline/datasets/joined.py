@@ -58,6 +58,9 @@ class JoinedSource:
         for name, source in self.others.items():
             yield from (_prefixed(batch, name, ("pid",)) for batch in source.passages(rejects))
 
+    def titles(self) -> Iterator[pa.RecordBatch]:
+        return self.main.titles()
+
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         for batch in self.main.queries(rejects):
             self._demand_own_ids(batch["qid"])
@@ -95,6 +98,12 @@ def collection_of(ids: pa.Array | pa.ChunkedArray, name: str, others: Iterable[s
     for other in others:
         mine = pc.and_not(mine, pc.starts_with(ids, f"{other}:"))
     return mine
+
+
+def collection_name(qid: str, others: Iterable[str]) -> str:
+    """The collection that a qid or pid belongs to: ``main``, or one of the ``others``."""
+    name, colon, _ = qid.partition(":")
+    return name if colon and name in others else MAIN
 
 
 def _training(batch: pa.RecordBatch) -> pa.RecordBatch:

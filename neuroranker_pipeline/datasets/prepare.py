@@ -28,8 +28,10 @@ from neuroranker_pipeline.datasets.tables import GIVEN, JUDGMENTS, PASSAGES, QUE
 from neuroranker_pipeline.errors import BadInput
 
 # Settings that say nothing about a table's content: changing them leaves the table fresh.
-NOT_OF_PASSAGES = {"folder", "tests", "runs", "carve", "max_train_queries", "queries", "qrels", "train", "dev"}
-NOT_OF_OTHERS = {"folder", "repair_encoding", "passages", "titles", "text"}
+NOT_OF_PASSAGES = {
+    "folder", "tests", "runs", "carve", "max_train_queries", "weight", "queries", "qrels", "train", "dev",
+}  # fmt: skip
+NOT_OF_OTHERS = {"folder", "repair_encoding", "weight", "passages", "titles", "text"}
 
 UNJUDGED = "queries without a judgment"
 ELSEWHERE = "judgments of a query that another split holds"
@@ -85,7 +87,7 @@ class PreparedSource:
     def digest(self, table: str) -> str:
         left_out = NOT_OF_PASSAGES if table == "passages" else NOT_OF_OTHERS
         settings = {key: value for key, value in asdict(self.raw.settings).items() if key not in left_out}
-        files = [(path.name, _digest(path)) for path in self.raw.files(table)]  # BEIR's names say the split
+        files = [(path.name, digest_of_file(path)) for path in self.raw.files(table)]  # BEIR's names say the split
         content = {"settings": settings, "files": files}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -100,6 +102,13 @@ class PreparedSource:
         if rejects.total == before:
             raise BadInput(f"{self._files('passages')}: no passages in it")
 
+    def titles(self) -> Iterator[pa.RecordBatch]:
+        if not hasattr(self.raw, "title_rows"):
+            raise BadInput(f"{self.name}: its passages have no titles; choose another unjudged.source")
+        unread = Rejects(1.0)  # a passage without a title is none the worse
+        for rows in self.raw.title_rows(unread):
+            yield _batch(_usable(rows, ("pid", "text"), unread), PASSAGES)
+
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         seen, before = SeenIds(), rejects.total
         for rows in self.raw.query_rows(rejects):
@@ -111,7 +120,7 @@ class PreparedSource:
             rows = _unique(rows, "qid", seen, rejects)
             rejects.accept(len(rows))
             yield _batch(rows, QUERIES)
-        if rejects.total == before:
+        if rejects.total == before and self.raw.settings.judged:
             raise BadInput(f"{self._files('queries')}: no queries with a judgment in it")
 
     def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
@@ -186,13 +195,13 @@ def _batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
     return pa.record_batch([rows.columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, read again only when its size or time has changed."""
     status = path.stat()
     return _digest_of(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _digest_of(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file; read again only when its size or time has changed."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,6 +22,7 @@ import pyarrow as pa
 from neuroranker_pipeline.datasets.docstrings import split_docstring
 from neuroranker_pipeline.datasets.python_api import STDLIB, find, public_docstrings, stdlib_modules
 from neuroranker_pipeline.datasets.rejects import Rejects
+from neuroranker_pipeline.datasets.splits import MAX_WEIGHT
 from neuroranker_pipeline.datasets.tables import JUDGMENTS, PASSAGES, QRELS, QUERIES
 from neuroranker_pipeline.errors import BadInput, require
 
@@ -39,7 +40,8 @@ class PydocsSettings:
 
     Lengths of passages are characters of the body (the name not counted), lengths of queries are words.
     ``split_names`` opens a passage with the words of its name (``numpy cumsum``) instead of the name itself: Lucene
-    keeps ``numpy.cumsum`` as one word, which no query contains.
+    keeps ``numpy.cumsum`` as one word, which no query contains. ``weight`` as for every collection: how often a training
+    query is learned from.
     """
 
     source: Literal["pydocs"] = "pydocs"
@@ -54,6 +56,7 @@ class PydocsSettings:
     test_queries: int = 600
     max_train_queries: int | None = None
     split_names: bool = False
+    weight: float = 1.0
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -70,10 +73,15 @@ class PydocsSettings:
         for name in ("max_passages", "max_train_queries"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1, or null for all", value)
+        require(0 <= self.weight <= MAX_WEIGHT, "weight", f"from 0 to {MAX_WEIGHT}", self.weight)
 
     @property
     def test_splits(self) -> tuple[str, ...]:
         return ("test",)
+
+    @property
+    def judged(self) -> bool:
+        return True
 
     @property
     def given_splits(self) -> tuple[str, ...]:
@@ -116,7 +124,7 @@ class PydocsSource:
         """
         versions = {package: _version(package) for package in self.settings.packages}
         content = {
-            "settings": asdict(self.settings),
+            "settings": {key: value for key, value in asdict(self.settings).items() if key != "weight"},
             "python": platform.python_version(),
             "versions": versions,
         }
@@ -124,6 +132,9 @@ class PydocsSource:
 
     def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         yield from self._batches("passages", rejects)
+
+    def titles(self) -> Iterator[pa.RecordBatch]:
+        raise BadInput("pydocs: its passages have no titles; choose another unjudged.source")
 
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         yield from self._batches("queries", rejects)

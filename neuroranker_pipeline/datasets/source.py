@@ -43,6 +43,13 @@ class Source(Protocol):
         """``PASSAGES`` rows, each pid once."""
         ...
 
+    def titles(self) -> Iterator[pa.RecordBatch]:
+        """``PASSAGES`` rows whose text is the passage's title, of the passages that have one.
+
+        Raises ``BadInput`` when passages of this source have none.
+        """
+        ...
+
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         """``QUERIES`` rows, each qid once, of the queries that are judged."""
         ...

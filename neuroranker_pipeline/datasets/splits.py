@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from neuroranker_pipeline.errors import BadInput, require
 
 FORBID: dict[str, Any] = {"extra": "forbid"}
+MAX_WEIGHT = 20
 STRENGTH = {"train": 0, "dev": 1, "gate": 2}  # a test split is stronger than all
 
 
@@ -36,12 +37,15 @@ class CollectionSettings:
     joined ones too).
     repair_encoding: mend text that was decoded wrongly (ftfy).
     max_train_queries: at most so many training queries, chosen by a hash of the qid.
+    weight: how often a training query is learned from: 0.25 is a quarter of them, chosen by a hash, and 2 is two lists of
+    each, with other negatives.
     """
 
     folder: str
     max_reject_share: float = 0.001
     repair_encoding: bool = False
     max_train_queries: int | None = None
+    weight: float = 1.0
     carve: CarveSettings = field(default_factory=CarveSettings)
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
@@ -51,6 +55,7 @@ class CollectionSettings:
         require(0 <= self.max_reject_share < 1, "max_reject_share", "from 0 to below 1", self.max_reject_share)
         limit = self.max_train_queries
         require(limit is None or limit >= 1, "max_train_queries", "at least 1, or null for all", limit)
+        require(0 <= self.weight <= MAX_WEIGHT, "weight", f"from 0 to {MAX_WEIGHT}", self.weight)
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -61,6 +66,11 @@ class CollectionSettings:
     def given_splits(self) -> tuple[str, ...]:
         """The test splits whose candidates came with the data."""
         return ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are queries and judgments at all."""
+        return True
 
     def relevance_level(self, split: str) -> int:
         """The lowest grade that counts as relevant in binary measures."""

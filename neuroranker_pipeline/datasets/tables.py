@@ -21,6 +21,9 @@ QRELS = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("grade", pa.int3
 CANDIDATES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 SCORES = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())])
 TEACHER_SCORES = SCORES.append(pa.field("cross_encoder", pa.float32()))
+RANKER_VALUES = pa.schema(
+    [("ranker", pa.string()), ("measure", pa.string()), ("qid", pa.string()), ("value", pa.float64())]
+)
 
 # Rows from outside on their way into a table, with the place they stand at.
 PLACE = [("file", pa.string()), ("line", pa.int64())]

@@ -32,11 +32,13 @@ def check_passages(passages: Iterable[pa.RecordBatch]) -> list[str]:
     return [] if rows else ["passages: no rows"]
 
 
-def check_queries(queries: pa.Table) -> list[str]:
-    """Schema, unique qids (so that the splits are disjoint), no empty text, known splits, none of train and
-    dev empty.
+def check_queries(queries: pa.Table, needed: Iterable[str] = ("train", "dev")) -> list[str]:
+    """Schema, unique qids (so that the splits are disjoint), no empty text, known splits, none of the ``needed`` empty.
+
+    Where none is needed there may be no query at all.
     """
-    problems = _schema_problems("queries", queries, QUERIES)
+    needed = list(needed)
+    problems = _schema_problems("queries", queries, QUERIES, empty=not needed)
     if problems:
         return problems
     splits = queries.column("split")
@@ -44,8 +46,16 @@ def check_queries(queries: pa.Table) -> list[str]:
     problems = [*_repeated("queries", queries, ["qid"]), *_blank("queries", queries, "qid")]
     if unknown := sorted(s for s in present if not is_split(s)):
         problems.append(f"queries: unknown split {', '.join(unknown)}; expected {', '.join(SPLITS)} or test-<name>")
-    problems += [f"queries: no query in split {split}" for split in ("train", "dev") if split not in present]
+    problems += [f"queries: no query in split {split}" for split in needed if split not in present]
     return problems
+
+
+def check_unjudged(queries: pa.Table) -> list[str]:
+    """Schema, some queries, unique qids, no empty text."""
+    problems = _schema_problems("unjudged_queries", queries, QUERIES)
+    if problems:
+        return problems
+    return [*_repeated("unjudged_queries", queries, ["qid"]), *_blank("unjudged_queries", queries, "qid")]
 
 
 def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: float = 0.0) -> list[str]:
@@ -56,7 +66,9 @@ def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: 
     (leaving them out would change the ideal DCG); ``judged_outside`` counts them. ``bare_share`` of the queries learned
     from may lack a relevant passage: those whose judgments had to be rejected.
     """
-    problems = _schema_problems("qrels", qrels, QRELS) + _schema_problems("queries", queries, QUERIES)
+    nothing = queries.num_rows == 0  # which is for check_queries to judge
+    problems = _schema_problems("qrels", qrels, QRELS, empty=nothing)
+    problems += _schema_problems("queries", queries, QUERIES, empty=True)
     if problems:
         return problems
     problems = _repeated("qrels", qrels, ["qid", "pid"])

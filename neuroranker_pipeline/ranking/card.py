@@ -39,18 +39,20 @@ def model_card(
     measures: Mapping[str, Mapping[str, Estimate]],
     dev_queries: int,
     base_factor: float = 0.0,
+    weights: Mapping[str, float] | None = None,
 ) -> str:
     """The card's text: YAML front matter and Markdown.
 
     measures: estimates on the dev split, by ranker and then by measure; every ranker has the same measures.
-    base_factor: what the teacher adds of the base student's cosine, 0 for none.
+    base_factor: what the teacher adds of the base student's cosine, 0 for none. weights: of the members of the ensemble that
+    the teacher is, by name.
     """
     teacher = isinstance(settings, TeacherSettings)
     title = "A cross-encoder for passage re-ranking" if teacher else "A sentence encoder for passage ranking"
     parts = [
         f"---\n{_front_matter(settings, data)}---",
         f"# {title}",
-        _use(settings, base_factor),
+        _use(settings, base_factor, weights or {}),
         f"## Data and its terms\n\n{_data(data)}",
         f"## Measures\n\n{_measures(measures, dev_queries)}",
         f"## Training\n\n{_training(seed, result)}",
@@ -89,7 +91,7 @@ def _front_matter(settings: TeacherSettings | StudentSettings, data: Sequence[Da
     return yaml.safe_dump(fields, sort_keys=False)
 
 
-def _use(settings: TeacherSettings | StudentSettings, base_factor: float) -> str:
+def _use(settings: TeacherSettings | StudentSettings, base_factor: float, weights: Mapping[str, float]) -> str:
     if isinstance(settings, StudentSettings):
         learned = "distilled from a cross-encoder's scores" if settings.objective == "distill" else "trained on labels"
         return (
@@ -101,6 +103,11 @@ def _use(settings: TeacherSettings | StudentSettings, base_factor: float) -> str
             'vectors = model.encode(["a question", "a passage", "another passage"])\n'
             "print(vectors[:1] @ vectors[1:].T)\n```"
         )
+    listed = ", ".join(f"{weight:g} x {name}" for name, weight in weights.items())
+    together = (
+        f" In the pipeline it is one member of an ensemble, the weighted sum of standardized scores: {listed}. This folder "
+        "opens as this member; the others are below it, and `ensemble.json` names them all."
+    )
     added = (
         f" In the pipeline its score is added to {base_factor:.4g} x the untouched base student's cosine; this folder's "
         "`ensemble.json` holds the factor."
@@ -108,7 +115,7 @@ def _use(settings: TeacherSettings | StudentSettings, base_factor: float) -> str
     return (
         "A cross-encoder that orders the candidates of a first stage such as BM25, and teaches smaller models. It starts "
         f"from `{settings.base}` and reads a query and a passage together, at most {settings.max_length} tokens of both. "
-        f"The score is a logit without bounds.{added if base_factor else ''}\n\n"
+        f"The score is a logit without bounds.{together if weights else added if base_factor else ''}\n\n"
         "```python\nfrom sentence_transformers import CrossEncoder\n\n"
         'model = CrossEncoder("path/to/this/folder")\n'
         'print(model.predict([("a question", "a passage"), ("a question", "another passage")]))\n```'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,6 +46,8 @@ class TrainingLists:
 
     def with_teacher(self, scores: pa.Table) -> TrainingLists:
         """The same lists with ``teacher`` from a scores table; raises ``BadInput`` for a passage that it lacks."""
+        if not len(self):
+            return replace(self, teacher=np.zeros(self.pids.shape, np.float32))
         pairs = {"qid": pa.array(np.repeat(self.qids, self.pids.shape[1]), pa.string())}
         rows = pa.table({**pairs, "pid": pa.array(self.pids.ravel(), pa.string()), "row": np.arange(self.pids.size)})
         joined = rows.join(scores.select([*PAIR, "score"]), PAIR, join_type="left outer").sort_by("row")
@@ -65,14 +67,17 @@ def sample_lists(
     seed: int,
     prior: pa.Table | None = None,
     teacher: pa.Table | None = None,
+    weight: Callable[[str], float] = lambda _: 1.0,
 ) -> TrainingLists:
     """Draw training lists from candidates (qid, pid, rank, ...) and qrels (qid, pid, grade, ...).
 
     ``prior`` and ``teacher`` are scores tables. A passage without a score where a table is given is not drawn, so
     candidates outside a cascade's top are simply not trained on; that holds for the positive too. The draw depends on
     ``seed`` and the qid alone, not on the order of rows or on the other queries: give the candidates of some queries at
-    a time where all of them do not fit in memory, and join the results with ``join_lists``. Raises ``BadInput`` when
-    the settings need scores that are not given; no list at all is no error here, for a part may be small.
+    a time where all of them do not fit in memory, and join the results with ``join_lists``. ``weight`` of a qid is how often
+    it is drawn from: a quarter of the queries of weight 0.25, and two times ``lists_per_query`` lists of one of weight 2.
+    Raises ``BadInput`` when the settings need scores that are not given; no list at all is no error here, for a part may
+    be small.
     """
     if prior is None and (settings.order == "prior" or settings.false_negative_margin is not None):
         raise BadInput("training lists by prior score need the prior scores of the candidates; none were given")
@@ -83,9 +88,10 @@ def sample_lists(
     drawn: list[np.ndarray] = []
     skipped = 0
     for number, qid in enumerate(pool.qids):
-        found = [_draw(pool, number, settings, _generator(seed, qid, copy)) for copy in range(settings.lists_per_query)]
+        copies = settings.lists_per_query * _times(weight(qid), seed, qid)
+        found = [_draw(pool, number, settings, _generator(seed, qid, copy)) for copy in range(copies)]
         kept = [rows for rows in found if rows is not None]
-        skipped += not kept
+        skipped += bool(found) and not kept
         qids += [qid] * len(kept)
         drawn += kept
     chosen = _choose(qids, settings, seed)
@@ -260,6 +266,12 @@ def _strings(ids: pa.ChunkedArray) -> np.ndarray:
     """An object array of strings in which equal ones are one object."""
     coded = ids.combine_chunks().dictionary_encode()
     return np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()]
+
+
+def _times(weight: float, seed: int, qid: str) -> int:
+    """``weight`` as a whole number: rounded up for the share of qids that its fraction is, by a hash, else down."""
+    whole = int(weight)
+    return whole + (_stable(f"weight/{seed}/{qid}") < (weight - whole) * 2**64)
 
 
 def _generator(seed: int, qid: str, copy: int) -> np.random.Generator:

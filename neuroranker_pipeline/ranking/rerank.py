@@ -13,8 +13,10 @@ import pyarrow as pa
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute, pick_compute
 from neuroranker_pipeline.ranking.embeddings import Encoder, TorchEncoder, rank_by_cosine
+from neuroranker_pipeline.ranking.ensemble import combine
 from neuroranker_pipeline.ranking.folders import read_layout
 from neuroranker_pipeline.ranking.hub import resolve_model
+from neuroranker_pipeline.ranking.members import Single, open_base, read_members
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 from neuroranker_pipeline.ranking.scoring import score_candidates, scores_table, texts
 
@@ -71,6 +73,24 @@ class PairRanker:
 
 
 @dataclass(frozen=True)
+class EnsembleRanker:
+    """Ranks by the weighted sum of its members' scores, each standardized over the candidates of a query."""
+
+    members: Mapping[str, Ranker]
+    weights: Mapping[str, float]
+
+    def rerank(
+        self,
+        candidates: pa.Table,
+        queries: Mapping[str, str],
+        passages: Mapping[str, str],
+        progress: Progress = silent,
+    ) -> pa.Table:
+        scores = {name: member.rerank(candidates, queries, passages, progress) for name, member in self.members.items()}
+        return combine(scores, self.weights)
+
+
+@dataclass(frozen=True)
 class OnnxPairRanker:
     """Ranks as the service does with a cross-encoder: by the logit of each query-passage pair."""
 
@@ -98,6 +118,7 @@ class OnnxPairRanker:
 def load_ranker(model: str | Path, compute: Compute | None = None) -> Ranker:
     """Open a teacher, student or ONNX folder, or a model named as ``resolve_model`` allows.
 
+    A teacher that is an ensemble ranks as one; that of one cross-encoder, by the cross-encoder alone.
     ``compute`` is chosen by ``pick_compute()`` when not given; ONNX models run on the CPU. Raises ``ModelNotFound``,
     or ``BadInput`` when the folder is none of these.
     """
@@ -107,7 +128,19 @@ def load_ranker(model: str | Path, compute: Compute | None = None) -> Ranker:
 
         exported = open_model(folder)
         return OnnxPairRanker(exported) if isinstance(exported, OnnxCrossEncoder) else VectorRanker(exported)
-    compute = compute or pick_compute()
+    compute, held = compute or pick_compute(), read_members(folder)
+    if isinstance(held, Single):
+        return _open(folder, compute)
+    members: dict[str, Ranker] = {}
+    for name in held.weights:
+        place = held.members[name].folder
+        members[name] = (
+            VectorRanker(TorchEncoder(open_base(held), compute)) if place is None else _open(folder / place, compute)
+        )
+    return EnsembleRanker(members, held.weights)
+
+
+def _open(folder: Path, compute: Compute) -> Ranker:
     if read_layout(folder).cross_encoder:
         return PairRanker(CrossEncoder.load(folder), compute)
     return VectorRanker(TorchEncoder(BiEncoder.load(folder), compute))

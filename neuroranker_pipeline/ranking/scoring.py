@@ -119,10 +119,15 @@ def mean_reciprocal_rank(scores: pa.Table, relevant: Mapping[str, set[str]], dep
     return float(np.mean(list(best.values()))) if best else 0.0
 
 
+def query_numbers(scores: pa.Table) -> np.ndarray:
+    """The number of each row's query, from 0 in order of appearance, (n,) int64."""
+    codes = scores["qid"].combine_chunks().dictionary_encode().indices
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 def _ranked(scores: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     """The table by qid, score (descending) and pid, with each row's query number and 0-based rank, int64."""
     ordered = scores.sort_by([("qid", "ascending"), ("score", "descending"), ("pid", "ascending")])
-    codes = ordered["qid"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    query = codes.astype(np.int64)
+    query = query_numbers(ordered)
     first = np.searchsorted(query, query, side="left")
     return ordered, query, np.arange(len(query)) - first

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 from neuroranker_pipeline.errors import require
 
 Precision = Literal["auto", "float32", "bfloat16"]
+UNJUDGED = "unjudged"  # queries without judgments are of the split unjudged-NN, which is their shard
+BASE_STUDENT = "base_student"  # the name of the untouched student among the members of an ensemble
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,47 @@ class TeacherSettings:
         listwise = self.loss == "listwise"
         require(listwise or not self.prior_weight, "prior_weight", "0 unless loss is listwise", self.prior_weight)
 
+    def recipe(self) -> TeacherSettings:
+        """What one cross-encoder is trained with, and nothing of an ensemble around it."""
+        return TeacherSettings(**{known.name: getattr(self, known.name) for known in fields(TeacherSettings)})
+
+
+@dataclass(frozen=True)
+class MemberSettings(TeacherSettings):
+    """One member of an ensemble. A profile gives only what differs from the values of its ``teacher`` group.
+
+    train: false takes ``base`` as it is: a ready cross-encoder, or a bi-encoder, whose cosine is its score.
+    seed: of its lists, its head and its training; ``None`` is the profile's.
+    collections: whose training queries it learns from, ``main`` and names of ``training_collections``; ``None`` is all.
+    """
+
+    train: bool = True
+    seed: int | None = None
+    collections: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seed is None or self.seed >= 0, "seed", "at least 0", self.seed)
+        require(self.collections is None or bool(self.collections), "collections", "a name at least, or null", [])
+
+
+@dataclass(frozen=True)
+class EnsembleSettings(TeacherSettings):
+    """The teacher: one cross-encoder, or, where ``members`` names some, their weighted sum.
+
+    The untouched base student is always a member, under the name ``base_student``; ``base_weight`` is not used then.
+    measure: what the members' weights are chosen by, on the dev split.
+    """
+
+    members: Mapping[str, MemberSettings] = field(default_factory=dict)
+    measure: Literal["MRR@10", "nDCG@10"] = "MRR@10"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.members:
+            good = re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) is not None and name != BASE_STUDENT
+            require(good, f"members.{name}", f"lower-case letters, digits, '-' and '_', not {BASE_STUDENT}", name)
+
 
 @dataclass(frozen=True)
 class StudentSettings:
@@ -195,3 +240,32 @@ class StudentSettings:
         single = self.lists.negatives == 0
         require(not single or self.objective == "hard_labels", "objective", "hard_labels without negatives", "distill")
         require(not single or self.contrast_weight > 0, "contrast_weight", "above 0 without negatives", 0)
+
+
+@dataclass(frozen=True)
+class UnjudgedSettings:
+    """Queries without judgments that the student learns from as well, by the teacher's scores alone.
+
+    source: ``file``, a log of queries; ``sentences`` of passages, or the passages' ``titles``, as queries for the rest of
+    their own passage (the Inverse Cloze Task, https://arxiv.org/abs/1906.00300); or none.
+    file: its place, absolute or below the data root: columns ``qid`` and ``text`` (.tsv, .jsonl or .parquet; a .tsv may do
+    without a header); ``.txt`` is one query a line.
+    Of a query from a file the teacher scores the base student's best candidates, as many as ``cascade_depth`` and the depth
+    of the student's lists allow; its own best stands for the positive.
+    count: at most so many, chosen by a hash; ``None`` is all.
+    min_words, max_words: of a query.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    source: Literal["none", "file", "titles", "sentences"] = "none"
+    file: str = ""
+    count: int | None = None
+    min_words: int = 3
+    max_words: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.source != "file" or bool(self.file), "file", "the file of the queries", self.file)
+        require(self.source == "file" or not self.file, "file", "left out unless source is file", self.file)
+        require(self.count is None or self.count >= 1, "count", "at least 1, or null for all", self.count)
+        require(1 <= self.min_words <= self.max_words, "min_words", "from 1 to max_words", self.min_words)

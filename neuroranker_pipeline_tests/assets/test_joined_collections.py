@@ -40,6 +40,7 @@ def workspace(root: Path) -> Workspace:
     profile = root / "joined.yaml"
     profile.write_text(
         "extends: smoke\n"
+        "unjudged: {source: none}\n"
         "data: {source: beir, folder: animals}\n"
         "training_collections: {colors: {source: beir, folder: colors}}\n"
     )

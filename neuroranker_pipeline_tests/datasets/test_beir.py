@@ -96,3 +96,9 @@ def test_a_judgment_file_with_another_header(folder: Path) -> None:
     write(folder, {"qrels/train.tsv": "q1\t0\td1\t1\n"})
     with pytest.raises(BadInput, match=r"train\.tsv:1: no column query-id, corpus-id, score in the header"):
         qrels(source(folder))
+
+
+def test_titles(folder: Path) -> None:
+    found = PreparedSource(BeirSource(BeirSettings(folder=str(folder))))
+    titles = {row["pid"]: row["text"] for batch in found.titles() for row in batch.to_pylist()}
+    assert titles == {"d1": "A title", "4": "Only a title"}

@@ -123,3 +123,20 @@ def test_a_file_is_named_below_the_folder(kind: type, file: str) -> None:
 def test_a_passage_needs_a_text_column() -> None:
     with pytest.raises(ValueError, match=r"^text must be at least one column"):
         PassageFile(text=())
+
+
+def test_titles_are_the_first_of_two_text_columns(tmp_path: Path) -> None:
+    both = {"passages.tsv": "pid\ttext\thead\np1\tone\tA title\np2\ttwo\t\n"}
+    found = source(write(tmp_path, BASIC | both), passages=PassageFile(text=("head", "text")))
+    assert [row for batch in found.titles() for row in batch.to_pylist()] == [{"pid": "p1", "text": "A title"}]
+    with pytest.raises(BadInput, match=r"data\.passages\.text: titles as queries need two columns"):
+        next(source(tmp_path).titles())
+
+
+def test_passages_alone(tmp_path: Path) -> None:
+    found = source(write(tmp_path, {"passages.tsv": BASIC["passages.tsv"]}), queries=None, qrels=None)
+    assert passages(found) == [("p1", "one"), ("p2", "two")]
+    assert queries(found) == qrels(found) == []
+    assert found.digest("queries") != found.digest("passages")
+    with pytest.raises(ValueError, match="qrels must be null where queries is null"):
+        FilesSettings(folder="x", qrels=None)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from neuroranker_pipeline.datasets.files import FilesSettings, QueryFile
-from neuroranker_pipeline.datasets.joined import JoinedSource, check_name, collection_of
+from neuroranker_pipeline.datasets.joined import JoinedSource, check_name, collection_name, collection_of
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.source import Source, open_source
 from neuroranker_pipeline.datasets.tables import PASSAGES
@@ -56,6 +57,21 @@ def test_each_id_belongs_to_one_collection(joined) -> None:
     assert collection_of(ids, "nq", names).to_pylist() == [False, False, True, False]
     assert collection_of(ids, "nq2", names).to_pylist() == [False, False, False, True]
     assert collection_of(pa.array(["a:1"]), "main", ()).to_pylist() == [True]
+    assert [collection_name(pid, names) for pid in ids.to_pylist()] == ["main", "main", "nq", "nq2"]
+    assert [collection_name(qid, names) for qid in ("a:1", "nq", ":", "nq:")] == ["main", "main", "main", "nq"]
+
+
+def test_weights_are_no_part_of_the_data(tmp_path: Path) -> None:
+    main, other = settings(tmp_path, "main", *MAIN), settings(tmp_path, "nq", *OTHER)
+    plain = open_source(main, tmp_path, {"nq": other})
+    weighted = open_source(replace(main, weight=2.0), tmp_path, {"nq": replace(other, weight=0.25)})
+    for table in ("passages", "queries", "qrels", "candidates"):
+        assert plain.digest(table) == weighted.digest(table)  # type: ignore[arg-type]
+
+
+def test_titles_are_the_main_collection_s(tmp_path: Path, joined) -> None:
+    with pytest.raises(BadInput, match="titles as queries need two columns"):
+        next(joined.titles())
 
 
 def test_a_main_id_that_looks_like_anothers_is_refused(tmp_path: Path) -> None:

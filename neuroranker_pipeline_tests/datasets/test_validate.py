@@ -4,7 +4,13 @@ import pyarrow as pa
 import pytest
 
 from neuroranker_pipeline.datasets.tables import PASSAGES, QRELS, QUERIES
-from neuroranker_pipeline.datasets.validate import check_passages, check_qrels, check_queries, judged_outside
+from neuroranker_pipeline.datasets.validate import (
+    check_passages,
+    check_qrels,
+    check_queries,
+    check_unjudged,
+    judged_outside,
+)
 from neuroranker_pipeline_tests.datasets import raw
 
 GOOD_QUERIES = [("q1", "one", "train"), ("q2", "two", "dev"), ("q3", "three", "gate"), ("q4", "four", "test")]
@@ -100,3 +106,26 @@ def test_a_share_of_bare_queries_may_be_allowed() -> None:
     qrels, queries = table([row for row in GOOD_QRELS if row[0] != "q2"], QRELS), table(GOOD_QUERIES, QUERIES)
     assert check_qrels(qrels, queries, PIDS, bare_share=0.34) == []
     assert len(check_qrels(qrels, queries, PIDS, bare_share=0.33)) == 1
+
+
+def test_splits_that_nothing_is_learned_from_may_be_empty() -> None:
+    measured = table([("q2", "two", "dev"), ("q4", "four", "test")], QUERIES)
+    assert check_queries(measured) == ["queries: no query in split train"]
+    assert check_queries(measured, ["dev"]) == []
+    nothing = table([], QUERIES)
+    assert check_queries(nothing, ["dev"]) == ["queries: no rows"]
+    assert check_queries(nothing, []) == []
+    assert check_qrels(table([], QRELS), nothing, PIDS) == []
+    assert check_qrels(table([], QRELS), measured, PIDS)[0] == "qrels: no rows"
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([], "unjudged_queries: no rows"),
+        ([("1", "a", "unjudged-00"), ("1", "b", "unjudged-00")], "unjudged_queries: 1 repeated qid, such as 1"),
+        ([("1", " ", "unjudged-00")], "unjudged_queries: 1 empty texts, such as 1"),
+    ],
+)
+def test_unjudged_queries(rows: list[tuple], problem: str) -> None:
+    assert check_unjudged(table(rows, QUERIES)) == [problem]

@@ -62,6 +62,10 @@ def test_the_body_names_data_figures_settings_and_curves():
     assert "weights kept are those of step 1,000" in body
     assert "| 1,000 | 0.0020 | 0.3613 |" in body
     assert "12.5 x the untouched base student's cosine" in body
+    weights = {"first": 0.5, "base_student": 0.25}
+    _, body = parts(model_card(teacher, 7, result(), [OWN], MEASURES, 6980, weights=weights))
+    assert "the weighted sum of standardized scores: 0.5 x first, 0.25 x base_student." in body
+    _, body = parts(model_card(teacher, 7, result(), [MS_MARCO, OWN], MEASURES, 6980, base_factor=12.5))
     assert "at most 192 tokens" in body
     settings = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert settings["prior_weight"] == 0.3

@@ -182,3 +182,39 @@ def test_missed_positives_are_appended_once(collection):
 def test_bad_settings_are_named(values, message):
     with pytest.raises(ValueError, match=f"{message} must be"):
         ListSettings(**values)
+
+
+def test_a_weight_is_how_often_a_query_is_drawn_from(collection):
+    settings = ListSettings(negatives=3)
+    plain = sample_lists(collection.candidates, collection.qrels, settings, seed=1)
+
+    def drawn(weight, seed=1):
+        return sample_lists(collection.candidates, collection.qrels, settings, seed, weight=lambda _: weight)
+
+    assert drawn(1.0).digest() == plain.digest()
+    twice = drawn(2.0)
+    assert twice.qids == [qid for qid in plain.qids for _ in range(2)]
+    assert twice.pids[::2].tolist() == plain.pids.tolist()
+    assert (twice.pids[::2, 1:] != twice.pids[1::2, 1:]).any()
+    assert (twice.pids[::2, 0] == twice.pids[1::2, 0]).all()
+    half = drawn(0.5)
+    assert 5 < len(half) < 25  # 30 queries, each by a hash
+    assert half.qids == drawn(0.5).qids
+    assert set(half.qids) != set(drawn(0.5, seed=2).qids)
+    assert set(drawn(0.25).qids) < set(half.qids)
+    nothing = drawn(0.0)
+    assert (len(nothing), nothing.skipped) == (0, 0)
+    assert len(drawn(1.5)) == 30 + len(half)
+
+
+def test_lists_drawn_without_the_teacher_equal_those_drawn_from_what_it_scored(collection, prior):
+    """A teacher scores the passages of the drawn lists alone: attaching its scores draws the same as drawing from them."""
+    settings = ListSettings(negatives=3, false_negative_margin=0.15)
+    lists = sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=prior)
+    pairs = {(qid, pid) for qid, row in zip(lists.qids, lists.pids, strict=True) for pid in row}
+    rows = [(row["qid"], row["pid"]) in pairs for row in prior.to_pylist()]
+    scored = prior.filter(pa.array(rows))
+    drawn = sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=prior, teacher=scored)
+    assert lists.with_teacher(scored).digest() == drawn.digest()
+    empty = sample_lists(collection.candidates.slice(0, 0), collection.qrels, settings, seed=1, prior=prior)
+    assert empty.with_teacher(scored.slice(0, 0)).teacher.shape == (0, 4)
