@@ -16,7 +16,13 @@ QUERY = "what is a neural ranking model"
 TEXTS = ["Neural ranking models learn to order documents.", "Rivers run to the sea; \u00e9, \u4e2d\u6587, \U0001f600."]
 GOOD: dict[str, dict[str, Any]] = {
     "/rerank": {"query": QUERY, "texts": TEXTS, "raw_scores": True, "return_text": True},
-    "/v1/rerank": {"query": QUERY, "documents": [TEXTS[0], {"text": TEXTS[1]}], "top_n": 2, "return_documents": True},
+    "/v1/rerank": {
+        "query": QUERY,
+        "documents": [TEXTS[0], {"text": TEXTS[1]}],
+        "top_n": 2,
+        "return_documents": True,
+        "first_stage_scores": [12.5, 3],
+    },
     "/search": {"query": QUERY, "k": 3},
 }
 OTHER_PATHS = ("/", "/docs", "/docs.json", "/schema.json", "/info", "/metrics", "/livez", "/healthz", "/readyz")

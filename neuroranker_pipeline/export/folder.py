@@ -23,7 +23,7 @@ from neuroranker_pipeline.export.quantize import (
 from neuroranker_pipeline.ranking.folders import read_layout
 from neuroranker_pipeline.ranking.hub import resolve_model
 from neuroranker_pipeline.serving.cross_encoder import model_kind
-from neuroranker_pipeline.serving.engine import CROSS_ENCODER, MODEL_FILE
+from neuroranker_pipeline.serving.onnx_model import CROSS_ENCODER, MODEL_FILE
 
 TOLERANCE = 1e-4  # of a component of a vector, or of a logit
 QUERIES, TEXTS = 24, 12

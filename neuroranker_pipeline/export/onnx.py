@@ -20,7 +20,7 @@ from neuroranker_pipeline.export.fusion import fuse
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 from neuroranker_pipeline.serving.cross_encoder import TYPES, OnnxCrossEncoder
-from neuroranker_pipeline.serving.engine import (
+from neuroranker_pipeline.serving.onnx_model import (
     BI_ENCODER,
     CROSS_ENCODER,
     MODEL_FILE,

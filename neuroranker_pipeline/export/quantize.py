@@ -41,7 +41,7 @@ from neuroranker_pipeline.export.fusion import DOMAIN
 from neuroranker_pipeline.export.onnx import copy_companions, write_settings
 from neuroranker_pipeline.export.settings import QuantizationSettings
 from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder
-from neuroranker_pipeline.serving.engine import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
+from neuroranker_pipeline.serving.onnx_model import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
 
 # A table of fewer numbers (positions, token types) is not worth an approximation.
 SMALLEST_TABLE = 1_000_000

@@ -17,7 +17,7 @@ from neuroranker_pipeline.datasets.tables import read_batches
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.retrieval.jvm import pyserini_jar
 from neuroranker_pipeline.retrieval.settings import BM25Settings
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.search import (
     ABOUT_FILE,
     INDEX_FOLDER,

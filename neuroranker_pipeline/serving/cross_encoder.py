@@ -14,19 +14,17 @@ from tokenizers import Tokenizer
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.serving.cache import Entry, content_key
-from neuroranker_pipeline.serving.engine import (
+from neuroranker_pipeline.serving.engine import Engine, Reranker, entries_of
+from neuroranker_pipeline.serving.onnx_model import (
     BI_ENCODER,
     CROSS_ENCODER,
     MAX_WINDOWS,
     SETTINGS_FILE,
     TOKENIZER_FILE,
-    Engine,
     Long,
     OnnxEncoder,
     OnnxModel,
     Reading,
-    Reranker,
-    entries_of,
     find_model,
     read_json,
 )

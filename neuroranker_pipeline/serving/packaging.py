@@ -23,7 +23,7 @@ from typing import Any
 from neuroranker_pipeline import serving
 from neuroranker_pipeline.errors import NotReady
 from neuroranker_pipeline.serving.digests import DIGESTS_FILE, write_digests
-from neuroranker_pipeline.serving.engine import find_model
+from neuroranker_pipeline.serving.onnx_model import find_model
 from neuroranker_pipeline.serving.search import check_collection, link_or_copy
 
 # What the service imports, at the versions that built and checked it; BentoML adds itself.
@@ -47,6 +47,8 @@ MODULES = (
     "serving/digests.py",
     "serving/engine.py",
     "serving/http.py",
+    "serving/interpolation.py",
+    "serving/onnx_model.py",
     "serving/page.py",
     "serving/reload.py",
     "serving/schemas.py",
@@ -100,20 +102,12 @@ def build_bento(
     tags = [line.removeprefix("__tag__:") for line in done.stdout.splitlines() if line.startswith("__tag__:")]
     if done.returncode != 0 or len(tags) != 1:
         raise NotReady(f"bentoml build of {onnx_dir} failed: {_last_line(done.stderr or done.stdout)}")
-    return BentoInfo(tags[0], _folder(tags[0], environment))
+    return BentoInfo(tags[0], bento_folder(tags[0], bentoml_home))
 
 
 def export_bento(bento: BentoInfo, archive: Path, bentoml_home: Path | None = None) -> None:
     """Write a Bento of the store as one file, which ``bentoml import`` reads; its ending (.tar, .zip) is its format."""
-    _bentoml("export", bento.tag, str(archive.resolve()), bentoml_home=bentoml_home)
-
-
-def import_bento(archive: Path, tag: str, bentoml_home: Path | None = None) -> bool:
-    """Put an exported Bento into the user's BentoML store; False when ``tag`` is there already."""
-    if (_folder(tag, _environment(bentoml_home)) / "bento.yaml").is_file():
-        return False
-    _bentoml("import", str(archive.resolve()), bentoml_home=bentoml_home)
-    return True
+    run_bentoml("export", bento.tag, str(archive.resolve()), bentoml_home=bentoml_home)
 
 
 def served_order(bento: str | Path, query: str, texts: Sequence[str], bentoml_home: Path | None = None) -> list[int]:
@@ -157,18 +151,25 @@ def serve_bento(
             _stop(process)
 
 
-def _bentoml(*arguments: str, bentoml_home: Path | None) -> None:
-    """Run BentoML's command line, whose Python interface reads ``BENTOML_HOME`` only once, at import."""
+def run_bentoml(*arguments: str, bentoml_home: Path | None = None) -> None:
+    """Run BentoML's command line, whose Python interface reads ``BENTOML_HOME`` only once, at import.
+
+    Raises ``NotReady`` with the last line that it printed when it fails.
+    """
     command = [sys.executable, "-m", "bentoml", *arguments]
     done = subprocess.run(command, env=_environment(bentoml_home), capture_output=True, text=True)
     if done.returncode != 0:
         raise NotReady(f"bentoml {' '.join(arguments)} failed: {_last_line(done.stderr or done.stdout)}")
 
 
-def _folder(tag: str, environment: Mapping[str, str]) -> Path:
-    """Where the store of ``environment`` keeps a Bento."""
-    home = Path(environment.get("BENTOML_HOME") or Path.home() / "bentoml")
-    return home / "bentos" / tag.replace(":", "/")
+def store_home(bentoml_home: Path | None = None) -> Path:
+    """The home of the BentoML store: the one given, ``$BENTOML_HOME``, or ``~/bentoml``."""
+    return bentoml_home or Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
+
+
+def bento_folder(tag: str, bentoml_home: Path | None = None) -> Path:
+    """Where the store keeps the Bento ``tag``, ``name:version``."""
+    return store_home(bentoml_home) / "bentos" / tag.replace(":", "/")
 
 
 def _stage(context: Path, model_dir: Path, report_dir: Path | None, collection: Path | None, card: Path | None) -> None:

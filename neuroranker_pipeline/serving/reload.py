@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.serving.engine import find_model
+from neuroranker_pipeline.serving.onnx_model import find_model
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema
 
 # pydantic reads typing.TypedDict only from Python 3.12 on.
@@ -41,6 +50,25 @@ Direction = Annotated[
 ]
 
 
+def _one_each(scores: list[float], info: ValidationInfo) -> list[float]:
+    texts = info.data.get("texts", info.data.get("documents"))
+    if texts is not None and len(scores) != len(texts):  # None: the texts are wrong, which is an error of its own
+        raise ValueError(f"must hold one score for each of the {len(texts)} texts, holds {len(scores)}")
+    return scores
+
+
+# After the texts in a request, whose number it is held to.
+FirstStageScores = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]],
+    Field(max_length=MAX_TEXTS),
+    AfterValidator(_one_each),
+]
+FIRST_STAGE = (
+    "BM25's score of each text, in their order: the answer's score is then the model's, standardized over these texts, plus "
+    "the model's weight times BM25's, standardized likewise. Give all candidates of the query at once."
+)
+
+
 class Closed(BaseModel):
     """A request that takes no fields but its own."""
 
@@ -59,12 +87,13 @@ class RerankRequest(Closed):
 
     query: Text
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)
-    raw_scores: bool = Field(False, description="Cosines instead of their logistic function.")
+    raw_scores: bool = Field(False, description="The scores themselves (cosines) instead of their logistic function.")
     return_text: bool = Field(False, description="Give each text back beside its score.")
     truncate: bool = Field(True, description="Cut texts to the model's length; if false, refuse longer ones.")
     truncation_direction: Direction = "right"
     top_n: int | None = Field(None, ge=1, description="Give only so many of the best, as LiteLLM asks.")
     long: Long = "truncate"
+    first_stage_scores: FirstStageScores | None = Field(None, description=FIRST_STAGE)
 
 
 class RankedText(TypedDict):
@@ -112,6 +141,7 @@ class RerankV1Request(BaseModel):
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
     long: Long = "truncate"
+    first_stage_scores: FirstStageScores | None = Field(None, description=FIRST_STAGE)
 
     def texts(self) -> list[str]:
         """The documents' texts, in order."""
@@ -156,11 +186,12 @@ class SearchRequest(Closed):
 
 
 class SearchHit(TypedDict):
-    """A passage of the collection; ``score`` is the cosine, ranks count from 1."""
+    """A passage of the collection. ``rank`` is the order by ``final_score``, ``score`` is the cosine; ranks count from 1."""
 
     pid: str
     text: str
     rank: int
+    final_score: float
     score: float
     bm25_rank: int
     bm25_score: float
@@ -176,11 +207,16 @@ class Milliseconds(TypedDict):
 
 
 class SearchResponse(TypedDict):
-    """Answer of ``POST /search``; ``candidates`` is the number of passages that BM25 found."""
+    """Answer of ``POST /search``; ``candidates`` is the number of passages that BM25 found.
+
+    With a ``bm25_weight`` of 0 a hit's ``final_score`` is the cosine, else the cosine plus the weight times BM25's score,
+    each standardized over the candidates.
+    """
 
     query: str
     hits: list[SearchHit]
     candidates: int
+    bm25_weight: float
     milliseconds: Milliseconds
 
 

@@ -1,4 +1,5 @@
-"""Search of a packaged collection: BM25's candidates, ordered by the cosine of their stored vectors with the query's.
+"""Search of a packaged collection: BM25's candidates, ordered by the cosine of their stored vectors with the query's, and by
+BM25's score as far as the model's weight of it goes.
 
 A collection is a folder that :mod:`neuroranker_pipeline.serving.collection` writes. All of it but ``collection.json`` is
 mapped into memory, where the kernel keeps what is asked for. A row of its vectors, ids and texts is a passage; rows
@@ -24,7 +25,9 @@ from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.retrieval.jvm import start_jvm
 from neuroranker_pipeline.retrieval.lucene import LuceneIndex
 from neuroranker_pipeline.retrieval.settings import BM25Settings
-from neuroranker_pipeline.serving.engine import Reranker, read_json
+from neuroranker_pipeline.serving.engine import Reranker
+from neuroranker_pipeline.serving.interpolation import interpolated
+from neuroranker_pipeline.serving.onnx_model import read_json
 
 DEPTH = 100
 """Candidates of BM25, and so the most hits of a search."""
@@ -41,11 +44,12 @@ HINT = "build the Bento again"
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage found: its final rank and the cosine that gave it, and BM25's rank and score."""
+    """A passage found: its final rank, the final score that gave it, the cosine (``score``), and BM25's rank and score."""
 
     pid: str
     text: str
     rank: int
+    final_score: float
     score: float
     bm25_rank: int
     bm25_score: float
@@ -71,6 +75,7 @@ class CollectionSearch:
         """
         self.passages, settings = check_collection(folder, reranker.encoder.model_file)
         self.reranker = reranker
+        self.bm25_weight = reranker.bm25_weight or 0.0
         self._pids, self._texts = (Strings(folder, name, self.passages) for name in (PIDS, TEXTS))
         self._vectors = open_vectors(folder, (self.passages, reranker.encoder.dimension))
         self._index = _open_index(folder, settings, self.passages)
@@ -79,7 +84,7 @@ class CollectionSearch:
     def search(self, query: str, k: int) -> Found:
         """The ``k`` best passages, at most ``DEPTH``; none when no word of the query is in the collection.
 
-        Equal cosines keep BM25's order. Raises ``BadInput`` for a query of more than 65,536 terms.
+        Equal final scores keep BM25's order. Raises ``BadInput`` for a query of more than 65,536 terms.
         """
         clock = [time.perf_counter()]
         candidates = self._bm25(query)
@@ -106,12 +111,13 @@ class CollectionSearch:
     def _ranked(self, candidates: list[tuple[str, float]], vector: np.ndarray, k: int) -> list[Hit]:
         rows = [self._row(pid) for pid, _ in candidates]
         # A sum per row, and no matrix product, whose rounding would depend on the number of rows.
-        scores = (self._vectors[rows].astype(np.float32) * vector).sum(axis=1).clip(-1, 1)
+        cosines = (self._vectors[rows].astype(np.float32) * vector).sum(axis=1).clip(-1, 1)
+        final = interpolated(cosines, [score for _, score in candidates], self.bm25_weight)
         hits = []
-        for rank, position in enumerate(np.argsort(-scores, kind="stable")[:k].tolist(), start=1):
+        for rank, position in enumerate(np.argsort(-final, kind="stable")[:k].tolist(), start=1):
             pid, bm25_score = candidates[position]
-            text = self._texts[rows[position]].decode()
-            hits.append(Hit(pid, text, rank, float(scores[position]), position + 1, bm25_score))
+            text, scores = self._texts[rows[position]].decode(), (float(final[position]), float(cosines[position]))
+            hits.append(Hit(pid, text, rank, *scores, position + 1, bm25_score))
         return hits
 
     def _row(self, pid: str) -> int:

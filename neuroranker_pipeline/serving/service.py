@@ -28,8 +28,10 @@ from neuroranker_pipeline.retrieval.jvm import check_java
 from neuroranker_pipeline.serving import connections, http, schemas
 from neuroranker_pipeline.serving.cross_encoder import open_model, open_reranker
 from neuroranker_pipeline.serving.digests import check_digests
-from neuroranker_pipeline.serving.engine import BI_ENCODER, SETTINGS_FILE, Engine, Ranking, Reranker, read_json
+from neuroranker_pipeline.serving.engine import Engine, Ranking, Reranker
 from neuroranker_pipeline.serving.http import refusal
+from neuroranker_pipeline.serving.interpolation import bm25_weight
+from neuroranker_pipeline.serving.onnx_model import BI_ENCODER, SETTINGS_FILE, read_json
 from neuroranker_pipeline.serving.reload import Reloader
 from neuroranker_pipeline.serving.search import CollectionSearch, check_collection
 
@@ -80,6 +82,7 @@ class Ranker:
             if path == PACKAGED_MODEL:
                 check_digests(PACKAGED_MODEL, required=True)
             encoder = open_model(path)
+            bm25_weight(encoder.model_file.parent)
             if has_collection():
                 check_digests(COLLECTION, required=True)
                 check_collection(COLLECTION, encoder.model_file)
@@ -132,14 +135,19 @@ class Ranker:
     def rerank(self, request: schemas.RerankRequest, /) -> list[schemas.RankedText]:
         """Order texts by relevance to a query, best first.
 
-        A score is the logistic function of the cosine (of the logit, with a cross-encoder), as
-        text-embeddings-inference does it, or with ``raw_scores`` that itself; both give the same order.
+        A score is the logistic function of the cosine (of the logit, with a cross-encoder; of the interpolated score, with
+        ``first_stage_scores``), as text-embeddings-inference does it, or with ``raw_scores`` that itself; both give the same
+        order.
         """
         if not request.truncate and (cut := self._cut(request)):
             limit = self.reranker.encoder.max_length
             return refusal(400, f"longer than {limit} tokens with truncate false: {', '.join(cut)}")  # type: ignore[return-value]
+        try:
+            ranking = self._rank(request, request.texts)
+        except BadInput as error:
+            return refusal(400, str(error))  # type: ignore[return-value]
         answer: list[schemas.RankedText] = []
-        for ranked in self._rank(request.query, request.texts, request.long).results[: request.top_n]:
+        for ranked in ranking.results[: request.top_n]:
             score = ranked.score if request.raw_scores else logistic(ranked.score)
             item: schemas.RankedText = {"index": ranked.index, "score": score}
             if request.return_text:
@@ -161,7 +169,10 @@ class Ranker:
 
     def _rerank_documents(self, request: schemas.RerankV1Request) -> schemas.RerankV1Response:
         texts = request.texts()
-        ranking = self._rank(request.query, texts, request.long)
+        try:
+            ranking = self._rank(request, texts)
+        except BadInput as error:
+            return refusal(400, str(error))  # type: ignore[return-value]
         results: list[schemas.RankedDocument] = []
         for ranked in ranking.results[: request.top_n]:
             item: schemas.RankedDocument = {"index": ranked.index, "relevance_score": logistic(ranked.score)}
@@ -179,7 +190,8 @@ class Ranker:
 
     @bentoml.api(route="/search")
     def search(self, request: schemas.SearchRequest, /) -> schemas.SearchResponse:
-        """Search the packaged collection: BM25's candidates, ordered by the cosine of their embedding."""
+        """Search the packaged collection: BM25's candidates, ordered by the final score, which is the cosine of their
+        embedding and as much of BM25's score as the model's weight says."""
         if self.collection is None:
             return refusal(404, "no collection is served with this model; POST /rerank ranks your texts")  # type: ignore[return-value]
         start = time.perf_counter()
@@ -190,13 +202,15 @@ class Ranker:
             "query": request.query,
             "hits": [asdict(hit) for hit in found.hits],  # type: ignore[misc]
             "candidates": found.candidates,
+            "bm25_weight": self.collection.bm25_weight,
             "milliseconds": {**found.milliseconds, "total": total},  # type: ignore[typeddict-item]
         }
 
-    def _rank(self, query: str, texts: list[str], long: schemas.Long) -> Ranking:
+    def _rank(self, request: schemas.RerankRequest | schemas.RerankV1Request, texts: list[str]) -> Ranking:
+        """Raises ``BadInput`` for scores of a first stage that the model has no weight for."""
         reranker = self.reranker
         self.metrics.follow(reranker)  # before, too: then the queue is the one that this request found
-        ranking = reranker.rerank(query, texts, long)
+        ranking = reranker.rerank(request.query, texts, request.long, request.first_stage_scores)
         self.metrics.texts.observe(len(texts))
         self.metrics.tokens.observe(ranking.tokens)
         self.metrics.follow(reranker)
@@ -220,6 +234,7 @@ class Ranker:
                 **{key: exported.get(key) for key in ("source", "precision", "pooling")},
                 "dimension": getattr(encoder, "dimension", None),  # a cross-encoder has no vectors
                 "max_length": encoder.max_length,
+                "bm25_weight": self.reranker.bm25_weight,  # of first_stage_scores and of /search; None: not chosen
             },
             "data": data,
             "measures": measures,

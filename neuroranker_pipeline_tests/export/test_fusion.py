@@ -12,7 +12,7 @@ import pytest
 
 from neuroranker_pipeline.export import onnx as exporting
 from neuroranker_pipeline.export.fusion import fuse, masks_padding
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline_tests.export.models import ragged_texts
 
 LAYERS, HEADS = 2, 12

@@ -17,7 +17,7 @@ from neuroranker_pipeline.export.onnx import export_cross_encoder, export_studen
 from neuroranker_pipeline.export.quantize import QuantizationSettings, quantize_cross_encoder
 from neuroranker_pipeline.ranking.models import ModelNotFound
 from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline_tests.export import cross_models
 from neuroranker_pipeline_tests.export.models import QUERY, ragged_texts
 

@@ -17,7 +17,7 @@ from neuroranker_pipeline.export.quantize import (
     batch_sensitivity,
     quantize_student,
 )
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline_tests.export.models import ragged_texts
 
 

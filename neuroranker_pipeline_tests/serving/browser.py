@@ -34,13 +34,14 @@ class Browser:
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
         self.ids = count(1)
+        self.events: list[dict[str, Any]] = []  # what the browser told beside its answers, once a domain is enabled
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command of the protocol, and give its result."""
         number = next(self.ids)
         self.connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while (message := json.loads(self.connection.recv(timeout=SECONDS))).get("id") != number:
-            pass
+            self.events.append(message)
         assert "error" not in message, message
         return message["result"]
 

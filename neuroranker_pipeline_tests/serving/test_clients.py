@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from neuroranker_pipeline.serving.packaging import build_bento, serve_bento
+from neuroranker_pipeline.serving.packaging import BentoInfo, serve_bento
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS
 
 KEY = "correct-horse"
@@ -121,9 +121,7 @@ RECORDED = [
 
 
 @pytest.fixture(scope="module")
-def url(int8_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home = tmp_path_factory.mktemp("bentoml")
-    bento = build_bento(int8_dir, None, version="v1", bentoml_home=home)
+def url(bento: BentoInfo, home: Path) -> Iterator[str]:
     with serve_bento(bento.tag, home, {"NEURORANKER_API_KEY": KEY}) as address:
         yield address
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -35,11 +34,13 @@ from neuroranker_pipeline.serving.cross_encoder import (
     open_model,
     open_reranker,
 )
-from neuroranker_pipeline.serving.engine import MAX_WINDOWS, OnnxEncoder, Ranking, Reranker
-from neuroranker_pipeline.serving.packaging import build_bento, serve_bento
+from neuroranker_pipeline.serving.engine import Ranking, Reranker
+from neuroranker_pipeline.serving.onnx_model import MAX_WINDOWS, OnnxEncoder
+from neuroranker_pipeline.serving.packaging import BentoInfo, serve_bento
 from neuroranker_pipeline_tests.export import cross_models
 from neuroranker_pipeline_tests.export.cross_models import MAX_LENGTH
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS, WORDS, ragged_texts
+from neuroranker_pipeline_tests.serving.client import post
 
 ROOM = MAX_LENGTH - 3
 
@@ -324,23 +325,12 @@ def test_a_tokenizer_without_pairs_is_refused(copied: Path, pair: str) -> None:
         OnnxCrossEncoder(copied)
 
 
-def post(url: str, body: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
-
-
 def test_a_bento_serves_it_in_place_of_the_student(
-    folder: Path, int8_dir: Path, tmp_path: Path, reranker: CrossReranker
+    folder: Path, bento: BentoInfo, home: Path, reranker: CrossReranker
 ) -> None:
-    bento = build_bento(int8_dir, None, version="v1", bentoml_home=tmp_path)
     texts = [*TEXTS, *ragged_texts(12)]
     expected = [(item.index, item.score) for item in reranker.rerank(QUERY, texts).results]
-    with serve_bento(bento.tag, tmp_path, {"STUDENT_ONNX": str(folder)}) as url:
+    with serve_bento(bento.tag, home, {"STUDENT_ONNX": str(folder)}) as url:
         _, raw = post(f"{url}/rerank", {"query": QUERY, "texts": texts, "raw_scores": True})
         assert [(item["index"], item["score"]) for item in raw] == expected
         _, mapped = post(f"{url}/rerank", {"query": QUERY, "texts": texts})

@@ -10,8 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from neuroranker_pipeline.serving.packaging import build_bento, serve_bento
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -20,14 +18,6 @@ def hostile() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         yield importlib.import_module("hostile")
-
-
-@pytest.fixture(scope="module")
-def url(int8_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home = tmp_path_factory.mktemp("bentoml")
-    bento = build_bento(int8_dir, None, version="v1", bentoml_home=home)
-    with serve_bento(bento.tag, home, {"NEURORANKER_BODY_SECONDS": "2"}) as address:
-        yield address
 
 
 def test_attacks_are_answered_and_change_nothing(hostile: ModuleType, url: str, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from neuroranker_pipeline.ranking.embeddings import embedding_schema
 from neuroranker_pipeline.retrieval.bm25 import BM25Settings, build_index
 from neuroranker_pipeline.serving.collection import write_collection
 from neuroranker_pipeline.serving.digests import check_digests
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.packaging import BentoInfo, build_bento, serve_bento
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS
+from neuroranker_pipeline_tests.serving.conftest import BM25_WEIGHT
 
 BM25 = BM25Settings(heap_mb=256)
 
@@ -39,10 +40,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bento(int8_dir: Path, home: Path, collection: Path) -> BentoInfo:
+def bento(weighted_dir: Path, home: Path, collection: Path) -> BentoInfo:
     card = home / "card.md"
     card.write_text("# Rivers\n")
-    return build_bento(int8_dir, None, version="v1", bentoml_home=home, collection=collection, card=card)
+    return build_bento(weighted_dir, None, version="v1", bentoml_home=home, collection=collection, card=card)
 
 
 def test_the_card_describes_the_bento(bento: BentoInfo) -> None:
@@ -69,6 +70,8 @@ def test_the_bento_searches(bento: BentoInfo, home: Path) -> None:
     assert answer["candidates"] == 1
     (hit,) = answer["hits"]
     assert (hit["pid"], hit["text"], hit["rank"], hit["bm25_rank"]) == ("b", TEXTS[0], 1, 1)
+    assert (answer["bm25_weight"], hit["final_score"]) == (BM25_WEIGHT, 0), "a single candidate is at the mean of both"
+    assert 0 < hit["score"] < 1 < hit["bm25_score"]
     assert sorted(answer["milliseconds"]) == ["bm25", "encode", "rank", "total"]
 
 

@@ -66,7 +66,8 @@ async def answer(request: Request) -> Response:
         return JSONResponse(error, status_code=int(status[1]), headers={"Retry-After": "7"})
     found = [] if query == "nothing" else [hit(rank, p) for rank, p in enumerate(PASSAGES[: body["k"]], 1)]
     milliseconds = {"bm25": 4.21, "encode": 6.5, "rank": 1.25, "total": 12.5}
-    return JSONResponse({"query": query, "hits": found, "candidates": 1000, "milliseconds": milliseconds})
+    about = {"candidates": 1000, "bm25_weight": 0.3 if query == "both" else 0.0, "milliseconds": milliseconds}
+    return JSONResponse({"query": query, "hits": found, **about})
 
 
 async def own_page(request: Request) -> Response:
@@ -227,6 +228,15 @@ def test_a_bar_is_as_long_as_its_cosine(url: str, browser: Browser) -> None:
         "parseFloat(getComputedStyle(bar, '::before').width) / bar.clientWidth)"
     )
     assert shares == pytest.approx([0.8312, 0.7461, 0.5127, 0], abs=0.01)
+
+
+def test_the_page_says_what_orders_the_passages(url: str, browser: Browser) -> None:
+    ask(browser, url, "why tides")
+    assert browser.text("#after-by") == "by the student's cosine"
+    assert not browser.shown("#mixed")
+    ask(browser, url, "both")
+    assert browser.text("#after-by") == "by the student's cosine and 0.3 \u00d7 BM25"
+    assert browser.shown("#mixed")
 
 
 def test_words_of_the_question_are_marked_but_not_the_ones_that_bm25_drops(url: str, browser: Browser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from neuroranker_pipeline.serving.engine import OnnxEncoder
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.reload import Reloader
 
 

@@ -44,12 +44,25 @@ def test_defaults() -> None:
         ({"query": "q" * (MAX_CHARACTERS + 1), "texts": ["a"]}, ("query",)),
         ({"query": "q", "texts": ["a"], "raw_score": True}, ("raw_score",)),
         ({"query": "q", "texts": ["a"], "long": "cut"}, ("long",)),
+        ({"query": "q", "texts": ["a", "b"], "first_stage_scores": [1.0]}, ("first_stage_scores",)),
+        ({"query": "q", "texts": ["a"], "first_stage_scores": []}, ("first_stage_scores",)),
+        ({"query": "q", "texts": ["a"], "first_stage_scores": 3}, ("first_stage_scores",)),
+        ({"query": "q", "texts": ["a", "b"], "first_stage_scores": [1, float("nan")]}, ("first_stage_scores", 1)),
+        ({"query": "q", "texts": ["a"], "first_stage_scores": [float("-inf")]}, ("first_stage_scores", 0)),
+        ({"query": "q", "texts": ["a"], "first_stage_scores": ["1"]}, ("first_stage_scores", 0)),
+        ({"query": "q", "texts": ["a", ""], "first_stage_scores": [1.0]}, ("texts", 1)),
     ],
 )
 def test_bad_requests_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
     with pytest.raises(ValidationError) as error:
         RerankRequest.model_validate(body)
     assert error.value.errors()[0]["loc"] == where
+
+
+def test_whole_numbers_are_scores_of_a_first_stage() -> None:
+    request = RerankRequest.model_validate({"query": "q", "texts": ["a", "b"], "first_stage_scores": [3, 2.5]})
+    assert request.first_stage_scores == [3.0, 2.5]
+    assert RerankV1Request.model_validate({"query": "q", "documents": ["a"]}).first_stage_scores is None
 
 
 def test_the_bounds_themselves_are_allowed() -> None:
@@ -68,6 +81,8 @@ def test_documents_are_strings_or_objects() -> None:
         ({"query": "q", "documents": ["a", ""]}, ("documents", 1, "text")),
         ({"query": "q", "documents": ["a"], "top_n": 0}, ("top_n",)),
         ({"query": "q", "documents": ["a"], "long": "cut"}, ("long",)),
+        ({"query": "q", "documents": ["a", {"text": "b"}], "first_stage_scores": [1.0]}, ("first_stage_scores",)),
+        ({"query": "q", "documents": ["a", "", "b"], "first_stage_scores": [1.0]}, ("documents", 1, "text")),
     ],
 )
 def test_bad_v1_requests_name_the_field(body: dict[str, Any], where: tuple[str | int, ...]) -> None:
@@ -128,6 +143,7 @@ def test_the_interface_is_described_as_it_is() -> None:
         assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
     schemas = document["components"]["schemas"]
     assert schemas["RerankV1Request"]["properties"]["top_n"]["nullable"]
+    assert schemas["RerankRequest"]["properties"]["first_stage_scores"]["items"] == {"type": "number"}
     assert [option["type"] for option in schemas["Document"]["anyOf"]] == ["string", "object"]
     assert schemas["RerankRequest"]["properties"]["texts"]["items"]["pattern"] == r"\S"
     assert schemas["ErrorResponse"]["required"] == ["error", "detail"]

@@ -22,9 +22,11 @@ from neuroranker_pipeline.retrieval.settings import LANGUAGES
 from neuroranker_pipeline.serving import collection as writing
 from neuroranker_pipeline.serving import search as reading
 from neuroranker_pipeline.serving.collection import write_collection
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
+from neuroranker_pipeline.serving.engine import Reranker
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.search import CollectionSearch, Strings
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS, ragged_texts
+from neuroranker_pipeline_tests.serving.conftest import BM25_WEIGHT
 
 BM25 = BM25Settings(k1=1.1, b=0.5, heap_mb=256)
 # Ids out of order, of several lengths and beyond ASCII; two equal passages, and more than a hundred that match.
@@ -134,6 +136,24 @@ def test_hits_are_ordered_by_cosine(
     assert search.search(query, 3).hits == found.hits[:3]
     assert list(found.milliseconds) == ["bm25", "encode", "rank"]
     assert all(took >= 0 for took in found.milliseconds.values())
+
+
+def test_the_final_order_adds_bm25s_score(search: CollectionSearch, folder: Path, weighted_dir: Path) -> None:
+    alone = search.search(QUERY, 100).hits
+    assert [hit.final_score for hit in alone] == [hit.score for hit in alone]
+    weighted = Reranker(OnnxEncoder(weighted_dir))
+    other = CollectionSearch(folder, weighted)
+    hits = other.search(QUERY, 100).hits
+    other.close()
+    weighted.close()
+    cosines, bm25 = (np.array([getattr(hit, name) for hit in alone]) for name in ("score", "bm25_score"))
+    final = (cosines - cosines.mean()) / cosines.std() + BM25_WEIGHT * (bm25 - bm25.mean()) / bm25.std()
+    expected = sorted(zip(alone, final.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0].bm25_rank))
+    assert [hit.pid for hit in hits] == [hit.pid for hit, _ in expected] != [hit.pid for hit in alone]
+    np.testing.assert_allclose([hit.final_score for hit in hits], [score for _, score in expected], atol=1e-9)
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+    same = {hit.pid: (hit.score, hit.bm25_rank, hit.bm25_score) for hit in alone}
+    assert {hit.pid: (hit.score, hit.bm25_rank, hit.bm25_score) for hit in hits} == same
 
 
 def test_equal_cosines_keep_the_order_of_bm25(search: CollectionSearch) -> None:
@@ -257,7 +277,8 @@ sys.modules.update(dict.fromkeys(("pyarrow", "pyserini", "torch", "transformers"
 from neuroranker_pipeline.retrieval.jvm import java_class
 from neuroranker_pipeline.retrieval.lucene import analyzer
 from neuroranker_pipeline.retrieval.settings import BM25Settings
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
+from neuroranker_pipeline.serving.engine import Reranker
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.search import CollectionSearch
 reranker = Reranker(OnnxEncoder(sys.argv[2]))
 search = CollectionSearch(Path(sys.argv[1]), reranker)

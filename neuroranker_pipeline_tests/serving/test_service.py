@@ -1,4 +1,4 @@
-"""A built Bento over real HTTP: what it answers, what it refuses, and when it does not start."""
+"""A built Bento over real HTTP: what it answers, what it refuses, and how it ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -25,65 +26,19 @@ import pytest
 import yaml
 
 from neuroranker_pipeline.errors import BadInput, NotReady
-from neuroranker_pipeline.serving.engine import OnnxEncoder, Reranker
+from neuroranker_pipeline.resources.manifest import digest_files
+from neuroranker_pipeline.serving.engine import Reranker
+from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 from neuroranker_pipeline.serving.packaging import (
     BentoInfo,
     build_bento,
     export_bento,
-    import_bento,
     serve_bento,
-    served_order,
 )
+from neuroranker_pipeline.serving.store import import_bento, latest_tag, make_latest
 from neuroranker_pipeline_tests.export.models import QUERY, TEXTS, ragged_texts
-
-REPORT = {
-    "dataset": {"name": "rivers", "passages": 3},
-    "queries": 2,
-    "primary": "MRR@10",
-    "final": "student int8",
-    "rankers": [{"ranker": "BM25", "measures": {"MRR@10": 0.5}}, {"ranker": "student int8", "measures": {"MRR@10": 1}}],
-}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bentoml")
-
-
-@pytest.fixture(scope="module")
-def bento(int8_dir: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> BentoInfo:
-    report = tmp_path_factory.mktemp("report")
-    (report / "report.md").write_text("# Evaluation\n")
-    (report / "test").mkdir()
-    (report / "test" / "report.json").write_text(json.dumps(REPORT))
-    return build_bento(int8_dir, report, version="v1", labels={"profile": "smoke"}, bentoml_home=home)
-
-
-@pytest.fixture(scope="module")
-def url(bento: BentoInfo, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    # Another neuroranker_pipeline is on the path, and a broken one: the Bento must use the code it carries.
-    decoy = tmp_path_factory.mktemp("decoy") / "neuroranker_pipeline"
-    decoy.mkdir()
-    (decoy / "__init__.py").write_text("raise RuntimeError('the wrong neuroranker_pipeline')")
-    with serve_bento(bento.tag, home, {"PYTHONPATH": str(decoy.parent)}) as address:
-        yield address
-
-
-def ask(url: str, body: Any = None, key: str | None = None) -> tuple[int, str]:
-    """Status and text of the answer to a POST of ``body``, or without one to a GET."""
-    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def post(url: str, body: Any) -> tuple[int, Any]:
-    status, text = ask(url, body)
-    return status, json.loads(text)
+from neuroranker_pipeline_tests.serving.client import ask, post
+from neuroranker_pipeline_tests.serving.conftest import BM25_WEIGHT
 
 
 def test_the_bento_carries_all_it_needs(bento: BentoInfo) -> None:
@@ -138,16 +93,16 @@ def test_a_cut_text_is_marked_and_windows_read_all_of_it(url: str) -> None:
     assert {item["index"]: item.get("truncated") for item in v1["results"]} == {0: True, 1: None}
 
 
-def test_info_says_what_is_served(url: str) -> None:
+def test_info_says_what_is_served(url: str, evaluation: dict[str, Any]) -> None:
     status, text = ask(f"{url}/info")
     info = json.loads(text)
     assert status == 200
     assert (info["name"], info["version"], info["search"]) == ("ranker", "v1", None)
     assert len(info["model"].pop("source")) == 64
     expected = {"kind": "bi-encoder", "precision": "int8", "pooling": "mean", "dimension": 384, "max_length": 256}
-    assert info["model"] == expected
+    assert info["model"] == {**expected, "bm25_weight": BM25_WEIGHT}
     assert info["reload_failure"] is None
-    assert info["data"] == REPORT["dataset"]
+    assert info["data"] == evaluation["dataset"]
     assert info["measures"]["test"]["rankers"] == {"BM25": {"MRR@10": 0.5}, "student int8": {"MRR@10": 1}}
     assert info["limits"] == {
         "texts": 1000,
@@ -250,19 +205,42 @@ def test_only_json_is_taken(url: str, content_type: str) -> None:
         assert json.load(answer)["error"] == "Unsupported Media Type"
 
 
-def test_the_built_bento_serves_the_offline_order(bento: BentoInfo, home: Path, int8_dir: Path) -> None:
-    offline = [ranked.index for ranked in Reranker(OnnxEncoder(int8_dir)).rerank(QUERY, TEXTS).results]
-    assert served_order(bento.path, QUERY, TEXTS, home) == offline
-
-
 def test_a_bento_moves_to_another_store_as_a_file(bento: BentoInfo, home: Path, tmp_path: Path) -> None:
-    archive, other = tmp_path / "ranker.bento", tmp_path / "bentoml"
+    archive, other = tmp_path / "ranker.tar", tmp_path / "bentoml"
     export_bento(bento, archive, home)
+    (other / ".neuroranker-killed").mkdir(parents=True)
+    os.utime(other / ".neuroranker-killed", (0, 0))
     assert import_bento(archive, bento.tag, other)
     assert not import_bento(archive, bento.tag, other), "it is there already"
-    assert sorted(path.name for path in (other / "bentos" / "ranker").iterdir()) == sorted(
-        path.name for path in (home / "bentos" / "ranker").iterdir()
-    )
+    assert [path.name for path in (other / "bentos" / "ranker").iterdir()] == [bento.path.name], "and nothing else"
+    assert not [path for path in other.iterdir() if path.name.startswith(".neuroranker")]
+    assert digest_files(other / "bentos" / bento.tag.replace(":", "/")) == digest_files(bento.path)
+
+
+def test_an_older_bento_can_be_the_latest(bento: BentoInfo, home: Path, tmp_path: Path) -> None:
+    """As BentoML itself sees it, which would take the newest."""
+    other = tmp_path / "bentoml"
+    shutil.copytree(home / "bentos" / "ranker", other / "bentos" / "ranker")
+    newer = other / "bentos" / "ranker" / "newer"
+    shutil.copytree(bento.path, newer)
+    about = yaml.safe_load((newer / "bento.yaml").read_text())
+    later = datetime.fromisoformat(about["creation_time"]) + timedelta(days=1)
+    about |= {"version": "newer", "creation_time": later.isoformat()}
+    (newer / "bento.yaml").write_text(yaml.safe_dump(about))
+    (newer.parent / "latest").unlink()
+
+    def resolved() -> str:
+        command = [sys.executable, "-m", "bentoml", "get", "ranker:latest", "-o", "json"]
+        environment = {**os.environ, "BENTOML_HOME": str(other)}
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return f"ranker:{json.loads(found.stdout)['version']}"
+
+    assert latest_tag("ranker", other) is None
+    assert resolved() == latest_tag("ranker", other) == "ranker:newer"
+    make_latest(bento.tag, other)
+    assert resolved() == latest_tag("ranker", other) == bento.tag
+    shutil.rmtree(other / "bentos" / "ranker" / bento.path.name)
+    assert latest_tag("ranker", other) is None, "it names nothing that is there"
 
 
 def test_a_new_model_is_served_and_a_bad_one_is_not(
@@ -304,29 +282,10 @@ def test_a_new_model_is_served_and_a_bad_one_is_not(
             expected = [(r.index, r.score) for r in reranker.rerank(QUERY, TEXTS).results]
         assert [(item["index"], item["score"]) for item in json.loads(text)] == expected
         assert "neuroranker_texts_total 6.0" in ask(f"{url}/metrics")[1]
-
-
-def test_student_onnx_names_another_model(bento: BentoInfo, home: Path, onnx_dir: Path) -> None:
-    body = {"query": QUERY, "documents": TEXTS}
-    with serve_bento(bento.tag, home, {"STUDENT_ONNX": str(onnx_dir / "model.onnx")}) as address:
-        assert post(f"{address}/v1/rerank", body)[1]["model"] == onnx_dir.name
-
-
-@pytest.mark.parametrize("case", ["missing", "no tokenizer", "no model"])
-def test_a_bad_student_onnx_is_one_line(
-    bento: BentoInfo, home: Path, int8_dir: Path, tmp_path: Path, case: str
-) -> None:
-    model = tmp_path / "model.onnx"
-    if case == "no tokenizer":
-        shutil.copyfile(int8_dir / "model.onnx", model)
-    if case == "no model":
-        model.write_bytes(b"text")
-        shutil.copyfile(int8_dir / "tokenizer.json", tmp_path / "tokenizer.json")
-    with (
-        pytest.raises(NotReady, match=r"ended with status 1: Error: .*cannot serve: .*" + str(tmp_path)),
-        serve_bento(bento.tag, home, {"STUDENT_ONNX": str(model)}),
-    ):
-        pytest.fail("it must not start")
+        assert post(f"{url}/v1/rerank", {"query": QUERY, "documents": TEXTS})[1]["model"] == "current"
+        status, refused = post(f"{url}/rerank", {**question, "first_stage_scores": [9.5, 3]})
+        assert (status, info()["model"]["bm25_weight"]) == (400, None)
+        assert refused["detail"].startswith("first_stage_scores: no weight of BM25's score was chosen for this model")
 
 
 def test_environment_sets_key_concurrency_and_deadline(bento: BentoInfo, home: Path, tmp_path: Path) -> None:
@@ -349,41 +308,8 @@ def test_environment_sets_key_concurrency_and_deadline(bento: BentoInfo, home: P
         assert all(sorted(json.loads(text)) == ["detail", "error"] for _, text in answers)
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"NEURORANKER_MAX_CONCURRENCY": "0"}, "NEURORANKER_MAX_CONCURRENCY: must be a whole number from 1 to 1024"),
-        ({"NEURORANKER_API_KEY": ""}, "NEURORANKER_API_KEY: must hold one key"),
-    ],
-)
-def test_a_wrong_environment_is_one_line(
-    bento: BentoInfo, home: Path, environment: dict[str, str], message: str
-) -> None:
-    with (
-        pytest.raises(NotReady, match=f"ended with status 1: Error: .*cannot serve: {message}"),
-        serve_bento(bento.tag, home, environment),
-    ):
-        pytest.fail("it must not start")
-
-
-@pytest.mark.parametrize("damage", ["cut short", "changed"])
-def test_a_damaged_model_is_one_line(bento: BentoInfo, home: Path, tmp_path: Path, damage: str) -> None:
-    copy = tmp_path / "bento"
-    shutil.copytree(bento.path, copy)
-    model = copy / "src" / "model" / "model.onnx"
-    content = bytearray(model.read_bytes())
-    content[len(content) // 2] ^= 1
-    model.write_bytes(content[:-1] if damage == "cut short" else content)
-    found = r"is \d+ bytes, should be \d+" if damage == "cut short" else "changed since its digest was taken"
-    with (
-        pytest.raises(NotReady, match=rf"ended with status 1: Error: .*model\.onnx: {found}"),
-        serve_bento(copy, home),
-    ):
-        pytest.fail("it must not start")
-
-
-@pytest.mark.parametrize("keep_alive", [True, False])
-def test_sigterm_under_load_loses_no_request(bento: BentoInfo, home: Path, keep_alive: bool) -> None:
+def test_sigterm_under_load_loses_no_request(bento: BentoInfo, home: Path) -> None:
+    """Half of the clients keep their connections, and half make a new one for each request."""
     answered, ended = [], []
 
     def post_until_refused(address: str, thread: int) -> None:
@@ -394,7 +320,7 @@ def test_sigterm_under_load_loses_no_request(bento: BentoInfo, home: Path, keep_
                 connection.request("POST", "/rerank", body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 answered.append((response.status, len(json.load(response))))
-                if not keep_alive:
+                if thread % 2:
                     connection.close()
         except OSError as error:
             ended.append(type(error))
