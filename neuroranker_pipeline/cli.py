@@ -113,14 +113,79 @@ def fetch(workspace: Workspace) -> None:
 
 @main.command()
 @_workspace_options
-@click.option("--open", "open_page", is_flag=True, help="Open the HTML report in a browser.")
-def report(workspace: Workspace, open_page: bool) -> None:
-    """Show how every ranker did on the test split, and where the whole report is."""
+@click.option("--open", "open_page", is_flag=True, help="Open the HTML report, or comparison, in a browser.")
+@click.option("--split", metavar="SPLIT", help="One test split, for example test-dl19.  [default: all]")
+@click.option(
+    "--compare",
+    nargs=2,
+    metavar="RUN_A RUN_B",
+    help="Compare two evaluations: each the id of a Dagster run or a version of eval_report (or how it begins), latest, "
+    "previous, or a report's folder.",
+)
+@click.option("--measure", metavar="NAME", help="What to compare in.  [default: MRR@10]")
+@click.option("--ranker", metavar="NAME", help="Whose queries to show.  [default: student int8]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE.html|FILE.md", help="Write the comparison too."
+)
+def report(
+    workspace: Workspace,
+    open_page: bool,
+    split: str | None,
+    compare: tuple[str, str] | None,
+    measure: str | None,
+    ranker: str | None,
+    output: Path | None,
+) -> None:
+    """Show how every ranker did on the test split, and where the whole report is; or compare two evaluations."""
     from neuroranker_pipeline.console import show_results
 
-    page = show_results(workspace)
-    if open_page and click.launch(page.as_uri()) != 0:
+    if split is not None and split not in workspace.settings.data.test_splits:
+        raise BadInput(f"--split {split}: the test splits are {', '.join(workspace.settings.data.test_splits)}")
+    if compare:
+        from neuroranker_pipeline.console_report import compare_runs
+
+        if open_page and (output is None or output.suffix != ".html"):
+            raise BadInput("--open shows a page: say where to write it with --output FILE.html")
+        compare_runs(workspace, compare, split, measure, ranker, output)
+        page = output.absolute() if output else None
+    elif measure or ranker or output:
+        raise BadInput("--measure, --ranker and --output belong to --compare RUN_A RUN_B")
+    else:
+        page = show_results(workspace, split)
+    if open_page and page and click.launch(page.as_uri()) != 0:
         raise NotReady(f"no browser could be started here: open {page}")
+
+
+@main.command()
+@_workspace_options
+@click.option(
+    "--override", metavar="REASON", help="Release the model that the gate has blocked, and no other; kept on record."
+)
+def release(workspace: Workspace, override: str | None) -> None:
+    """Bring the graph up to date and release its int8 student, if the gate lets it through."""
+    from neuroranker_pipeline.console_release import release_model
+
+    release_model(workspace, override)
+
+
+@main.command()
+@_workspace_options
+def releases(workspace: Workspace) -> None:
+    """List the released models: what the gate measured, on whose word, and which one is current."""
+    from neuroranker_pipeline.console_release import show_releases
+
+    show_releases(workspace)
+
+
+@main.command()
+@_workspace_options
+@click.argument("version", required=False, type=click.IntRange(min=1))
+@click.option("--reason", default="", metavar="TEXT", help="Why; kept on record.")
+def rollback(workspace: Workspace, version: int | None, reason: str) -> None:
+    """Put release VERSION back, by default the one before the current one; <name>:latest is then its Bento."""
+    from neuroranker_pipeline.console_release import roll_back
+
+    roll_back(workspace, version, reason)
 
 
 @main.command()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,39 +56,31 @@ class _Narrator:
             self._status.stop()
 
 
-@contextmanager
-def _one_at_a_time(workspace: Workspace) -> Iterator[None]:
-    from neuroranker_pipeline.resources.locks import held_lock
-
-    with held_lock(workspace.lake.scratch / "run.lock", f"profile {workspace.settings.profile} is being run"):
-        yield
-
-
-def run_with_progress(workspace: Workspace, names: Sequence[str]) -> None:
-    """Bring the named assets (all, when none is named) up to date, a line for each."""
-    from neuroranker_pipeline.assets.serving import publish_again
+def run_with_progress(workspace: Workspace, names: Sequence[str], tags: Mapping[str, str] | None = None) -> None:
+    """Bring the named assets (all, when none is named) up to date, a line for each; ``tags`` go on the runs."""
     from neuroranker_pipeline.assets.step import listener
+    from neuroranker_pipeline.console_release import show_what_serves
     from neuroranker_pipeline.orchestration.instance import open_instance
-    from neuroranker_pipeline.orchestration.planner import Outcome, bring_up_to_date, selected
+    from neuroranker_pipeline.orchestration.planner import Outcome, bring_up_to_date, one_at_a_time, selected
 
     assets = selected(names)
     narrator = _Narrator()
     ran, started = 0, time.perf_counter()
-    with _one_at_a_time(workspace), open_instance(workspace) as instance:
+    with one_at_a_time(workspace), open_instance(workspace) as instance:
         token = listener.set(narrator)
         try:
-            for event in bring_up_to_date(assets, workspace, instance):
+            for event in bring_up_to_date(assets, workspace, instance, tags=tags):
                 if isinstance(event, Outcome):
                     narrator.end()
                     console.print(_outcome_line(event))
-                    ran += event.ran
+                    ran += event.ran and event.error is None
                 else:
                     narrator.begin(event.name)
         finally:
             narrator.end()
             listener.reset(token)
-        if not names and (tag := publish_again(workspace.lake)):
-            console.print(f"    {tag} was not in the BentoML store: put back", markup=False)
+        if not names:
+            show_what_serves(workspace)
     seconds = time.perf_counter() - started
     console.print(f"{ran} steps run, the rest was up to date; {seconds / 60:.1f} minutes.")
 
@@ -121,18 +112,24 @@ def _outcome_line(outcome: Outcome) -> str:
     from neuroranker_pipeline.resources.lake import label
 
     name = escape(label(outcome.asset, outcome.partition)).ljust(32)
+    attempts = f"  (attempt {outcome.attempts})" if outcome.attempts > 1 else ""
+    if outcome.manifest is None and not outcome.ran:
+        return f"[dim]  - {name} {escape(str(outcome.error))}[/dim]"
+    if outcome.manifest is None:
+        return f"[red]  ✗[/red] {name} {'failed':>16} {outcome.seconds:8.1f} s{attempts}"
     rows = "" if outcome.manifest.rows is None else f"{outcome.manifest.rows:,} rows"
     if not outcome.ran:
         return f"[dim]  = {name} {rows:>16}   up to date[/dim]"
-    return f"[green]  ✓[/green] {name} {rows:>16} {outcome.seconds:8.1f} s"
+    return f"[green]  ✓[/green] {name} {rows:>16} {outcome.seconds:8.1f} s{attempts}"
 
 
-def show_results(workspace: Workspace) -> Path:
-    """The table of rankers of every test split and the commands to try next; returns the first HTML report's path."""
+def show_results(workspace: Workspace, only: str | None = None) -> Path:
+    """The table of rankers of every test split, or of one, and the commands to try next; returns the first HTML report's
+    path."""
     from neuroranker_pipeline.evaluation.tables import render_table
 
     pages = []
-    for split in workspace.settings.data.test_splits:
+    for split in [only] if only else workspace.settings.data.test_splits:
         folder = workspace.lake.read("eval_report", split)
         console.print()
         console.print(render_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
@@ -168,6 +165,8 @@ def show_hits(question: str, hits: Sequence[Hit]) -> None:
         )
         text = " ".join(hit.text.removeprefix(f"{hit.pid}:").split())
         console.print(f"{'':19}[dim]{escape(text[:HIT_WIDTH])}[/dim]", soft_wrap=True)
+    if any(hit.final_score != hit.score for hit in hits):
+        console.print("score: the cosine. The order adds BM25's score, by the weight that was chosen for the model.")
 
 
 LAST_RUNS = """
@@ -216,7 +215,8 @@ def rerank_run(model: str, queries: Path, passages: Path, run_file: Path, output
         f"{output}: {scores.num_rows:,} candidates of {len(set(run['qid'].to_pylist())):,} queries", markup=False
     )
     if judged is not None:
-        table = Table("", *(before := mean_measures(run, judged)), box=None, pad_edge=False)
+        before = mean_measures(run, judged, ties="trec_eval")  # as trec_eval measures the file
+        table = Table("", *before, box=None, pad_edge=False)
         for name, measures in (("before", before), ("after", mean_measures(scores, judged))):
             table.add_row(name, *(f"{value:.4f}" for value in measures.values()))
         console.print(table)

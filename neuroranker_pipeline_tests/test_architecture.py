@@ -23,7 +23,7 @@ LAYER_OF = {
     "config": "config",
     "resources": "resources",
     **dict.fromkeys(("assets", "checks", "orchestration"), "dagster side"),
-    **dict.fromkeys(("definitions", "cli", "console"), "entry points"),
+    **dict.fromkeys(("definitions", "cli", "console", "console_release", "console_report"), "entry points"),
 }
 
 

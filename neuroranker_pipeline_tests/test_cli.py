@@ -24,7 +24,19 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "report", "search", "rerank", "export", "metrics", "path", "dev"):
+    for command in (
+        "run",
+        "release",
+        "releases",
+        "rollback",
+        "report",
+        "search",
+        "rerank",
+        "export",
+        "metrics",
+        "path",
+        "dev",
+    ):
         assert f"  {command} " in done.stdout
 
 
@@ -41,7 +53,29 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         (["search", "--profile", "smoke", " "], "QUESTION is empty"),
         (["search", "--profile", "smoke", "sums"], "student_onnx_int8 has not been made yet: run `neuroranker run"),
         (["report", "--profile", "smoke"], "eval_report[test] has not been made yet"),
+        (["report", "--profile", "smoke", "--split", "dev"], "--split dev: the test splits are test"),
+        (["report", "--profile", "smoke", "--measure", "MAP"], "belong to --compare RUN_A RUN_B"),
+        (
+            ["report", "--profile", "smoke", "--compare", "abcd", "latest"],
+            "is named 'abcd': there is no evaluation yet",
+        ),
+        (["report", "--profile", "smoke", "--compare", "latest", "."], "there is no latest evaluation"),
+        (
+            ["report", "--profile", "smoke", "--compare", "a", "b", "--output", "out.pdf"],
+            "--output out.pdf: expected a file that ends in .html or .md, in an existing folder",
+        ),
+        (
+            ["report", "--profile", "smoke", "--compare", "a", "b", "--open"],
+            "--open shows a page: say where to write it",
+        ),
         (["path", "--profile", "smoke", "passages"], "passages has not been made yet"),
+        (["releases", "--profile", "smoke"], "profile smoke: nothing has been released yet: run `neuroranker run`"),
+        (["rollback", "--profile", "smoke"], "profile smoke: nothing has been released yet: run `neuroranker run`"),
+        (["release", "--profile", "smoke", "--override", " "], "needs a reason"),
+        (
+            ["release", "--profile", "smoke", "--override", "x"],
+            "the gate has not judged the model that would now be made",
+        ),
         (["metrics", "--profile", "smoke", "SELEKT 1"], "SELEKT"),
         (["metrics", "--profile", "smoke", "DROP VIEW latest"], "SELECT"),
         (["dev", "--profile", "smoke", "--set", "seed=1"], "--set does not reach the UI"),
@@ -55,6 +89,19 @@ def test_a_wrong_request_ends_in_one_line(tmp_path: Path, arguments: list[str], 
     assert len(result.output.strip().splitlines()) == 1
 
 
+def test_a_run_shows_what_failed_and_what_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    profile = tmp_path / "missing.yaml"
+    profile.write_text(f"extends: smoke\ndata: {{source: beir, folder: {tmp_path / 'nowhere'}}}\n")
+    result = invoke("run", "--profile", str(profile), "--select", "qrels", lake=tmp_path / "lake")
+    assert result.exit_code == 1
+    *lines, error = [line.strip() for line in result.output.strip().splitlines()]
+    assert [line.split()[:2] for line in lines] == [["✗", "passages"], ["✗", "queries"], ["-", "qrels"]]
+    assert lines[2].endswith("waits for passages")
+    assert error.startswith("Error: 2 steps failed: passages failed: ")
+    assert "; queries failed: " in error
+
+
 @pytest.mark.parametrize(
     ("lake", "message"), [("nowhere://lake", "lake nowhere://lake: "), ("/etc/passwd", "Not a directory")]
 )
@@ -65,6 +112,32 @@ def test_a_lake_that_cannot_be_is_named(lake: str, message: str) -> None:
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_two_reports_are_compared_in_the_terminal_and_in_a_file(tmp_path: Path) -> None:
+    from neuroranker_pipeline.evaluation.evaluation import evaluate
+    from neuroranker_pipeline.evaluation.report import ReportContext, write_report
+    from neuroranker_pipeline_tests.evaluation.conftest import make_runs
+
+    runs, qrels = make_runs(30)
+    swapped = {**runs, "student int8": runs["BM25"]}
+    for name, given, rate in (("good", runs, 1e-4), ("bad", swapped, 1e-2)):
+        write_report(evaluate(given, qrels), ReportContext("smoke", settings={"rate": rate}), tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("good", "bad")]
+    page = tmp_path / "change.html"
+    result = invoke(
+        "report", "--profile", "smoke", "--compare", *folders, "--output", str(page), lake=tmp_path / "lake"
+    )
+    assert result.exit_code == 0, result.output
+    lines = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in result.output.splitlines() if "│" in line}
+    before, after, change, *_ = (cell.strip() for cell in lines["student int8"])
+    assert float(change.replace("\N{MINUS SIGN}", "-")) == pytest.approx(float(after) - float(before), abs=2e-3)
+    assert float(after) < float(before)
+    assert lines["BM25"][2].strip() == "+0.000"
+    assert "rate: 0.0001 → 0.01" in result.output
+    assert "Queries that moved most with student int8" in result.output
+    assert f"The whole comparison: {page}" in result.output
+    assert "<h1>good to bad</h1>" in page.read_text()
 
 
 def test_metrics_of_an_empty_lake_are_an_empty_table(tmp_path: Path) -> None:

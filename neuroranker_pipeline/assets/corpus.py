@@ -2,16 +2,21 @@
 
 import hashlib
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import dagster as dg
 import pyarrow as pa
 
-from neuroranker_pipeline.assets.lake_asset import RAW_DATASET, lake_asset
+from neuroranker_pipeline.assets.columns import Columns
+from neuroranker_pipeline.assets.lake_asset import OWNERS, RAW_DATASET, lake_asset
+from neuroranker_pipeline.assets.policies import EVERY_HOUR, WHEN_INPUTS_CHANGE
 from neuroranker_pipeline.assets.previews import table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import corpus as checks
 from neuroranker_pipeline.datasets.known import existing, known_candidates, known_judgments
+from neuroranker_pipeline.datasets.prepare import digest_of_file
 from neuroranker_pipeline.datasets.source import RawTable
 from neuroranker_pipeline.datasets.tables import (
     CANDIDATES,
@@ -32,29 +37,51 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.BetaWarning)  # the only way to declare data that others write
 
     @dg.multi_observable_source_asset(
-        specs=[dg.AssetSpec(RAW_DATASET, group_name="corpus", description="The raw data, outside the lake.")]
+        specs=[
+            dg.AssetSpec(
+                RAW_DATASET,
+                group_name="corpus",
+                description="The raw data, outside the lake.",
+                owners=OWNERS,
+                kinds={"file"},
+                automation_condition=EVERY_HOUR,
+            )
+        ]
     )
     def raw_dataset(workspace: Workspace) -> dg.ObserveResult:
         """Observe the raw data: its version is a digest of its content."""
         return dg.ObserveResult(RAW_DATASET, data_version=dg.DataVersion(raw_version(workspace)))
 
 
-def raw_version(workspace: Workspace) -> str:
+def raw_version(workspace: Workspace, complete: bool = False) -> str:
     """One digest over all of the raw data; each asset made from it depends on the part that it reads alone.
 
-    A part whose files are missing is no error here: whoever needs it will say so.
+    A part whose files are missing is no error here, whoever needs it will say so; but raises ``BadInput`` if the data has to
+    be ``complete``.
     """
 
-    def part(table: RawTable) -> str:
+    def part(digest: Callable[[], str]) -> str:
         try:
-            return workspace.source.digest(table)
+            return digest()
         except BadInput:
+            if complete:
+                raise
             return "missing"
 
-    return hashlib.sha256("".join(part(table) for table in get_args(RawTable)).encode()).hexdigest()
+    digests = [part(partial(workspace.source.digest, table)) for table in get_args(RawTable)]
+    if workspace.settings.unjudged.source == "file":
+        digests.append(part(lambda: digest_of_file(workspace.unjudged_file)))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-@lake_asset(group="corpus", kinds={"parquet"}, from_source="passages", checks=[checks.passages_are_valid])
+@lake_asset(
+    group="corpus",
+    kinds={"parquet"},
+    from_source="passages",
+    checks=[checks.passages_are_valid],
+    columns=Columns(PASSAGES),
+    automation=WHEN_INPUTS_CHANGE,
+)
 def passages(step: Step) -> None:
     """The collection, one row a passage: pid, text."""
     rejects, done = step.rejects(), 0
@@ -73,7 +100,15 @@ def passages(step: Step) -> None:
     step.check(checks.passages_are_valid(read_batches(step.out)))
 
 
-@lake_asset(group="corpus", kinds={"parquet"}, from_source="queries", checks=[checks.queries_are_valid])
+@lake_asset(
+    group="corpus",
+    kinds={"parquet"},
+    from_source="queries",
+    settings=["splits_needed"],
+    checks=[checks.queries_are_valid],
+    columns=Columns(QUERIES),
+    automation=WHEN_INPUTS_CHANGE,
+)
 def queries(step: Step) -> None:
     """One row a judged query: qid, text, split (train, dev, gate, and the test splits)."""
     rejects = step.rejects()
@@ -83,7 +118,7 @@ def queries(step: Step) -> None:
     sizes = table.group_by("split").aggregate([("qid", "count")]).to_pylist()
     step.record(rows, **{f"{size['split']}_queries": size["qid_count"] for size in sizes})
     step.show("preview", table_preview(table))
-    step.check(checks.queries_are_valid(table))
+    step.check(checks.queries_are_valid(table, step.settings.splits_needed))
 
 
 @lake_asset(
@@ -92,6 +127,8 @@ def queries(step: Step) -> None:
     from_source="qrels",
     needs=[passages, queries],
     checks=[checks.qrels_are_valid],
+    columns=Columns(QRELS, {"qid": "queries.qid", "split": "queries.split"}),
+    automation=WHEN_INPUTS_CHANGE,
 )
 def qrels(step: Step) -> None:
     """Relevance judgments, one row a judged pair: qid, pid, grade, split.
@@ -116,6 +153,8 @@ def qrels(step: Step) -> None:
     from_source="candidates",
     needs=[passages, queries],
     checks=[checks.given_candidates_are_usable],
+    columns=Columns(CANDIDATES, {"qid": "queries.qid", "pid": "passages.pid"}),
+    automation=WHEN_INPUTS_CHANGE,
 )
 def given_candidates(step: Step) -> None:
     """Candidates that came with the data, which take the place of retrieval for their queries: qid, pid, rank, score.

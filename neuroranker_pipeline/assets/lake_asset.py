@@ -9,6 +9,7 @@ planner (fingerprints) alike.
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
@@ -16,12 +17,14 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.assets.columns import Columns
+from neuroranker_pipeline.assets.step import Step, note_outcome
 from neuroranker_pipeline.checks.rule import Rule
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.source import RawTable
-from neuroranker_pipeline.errors import BadInput, NotReady
-from neuroranker_pipeline.orchestration.partitions import Shards, shard_keys, train_shards
+from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
+from neuroranker_pipeline.orchestration.partitions import Shards, learned_shards, shard_keys, train_shards
+from neuroranker_pipeline.resources import software
 from neuroranker_pipeline.resources.lake import Draft, label
 from neuroranker_pipeline.resources.manifest import Manifest, fingerprint
 from neuroranker_pipeline.resources.metrics import Figure, RunRecord
@@ -29,23 +32,29 @@ from neuroranker_pipeline.resources.processes import PROCESS_TAG, process_tag
 from neuroranker_pipeline.resources.workspace import Workspace
 
 RAW_DATASET = "raw_dataset"
+OWNERS = ["team:neuroranker"]
 
 # What a run queue can match, and how urgent and how long GPU work may be. Dagster reads them from the run: the planner
-# tags its runs with them; on the step they show in the UI.
+# tags its runs with them, the run queue (orchestration/run_queue.py) all others.
 GPU_TAGS = {"neuroranker/device": "gpu", "dagster/priority": "1", "dagster/max_runtime": str(12 * 3600)}
+
+FORCE_TAG = "neuroranker/force"  # on a run: make the artifact again, though the lake holds what it would make
 
 
 @dataclass(frozen=True)
 class Needs:
     """An input, and which of its shards: the step's own, all, those that training reads, those that training and
-    choosing read, dev, or None for an input without partitions; ``when``: the settings that need it, all by default."""
+    choosing read, those that the student learns from (with dev), dev or gate alone, or None for an input without
+    partitions; ``when``: the settings that need it, all by default; ``only``: how the keys of the step's own shards begin
+    that need it."""
 
     asset: "LakeAsset"
-    shards: Literal["own", "all", "train", "train+dev", "dev"] | None = None
+    shards: Literal["own", "all", "train", "train+dev", "learned", "learned+dev", "dev", "gate"] | None = None
     when: Callable[[Settings], bool] = lambda _: True
+    only: str = ""
 
     def keys(self, settings: Settings, own: str | None) -> list[str | None]:
-        if not self.when(settings):
+        if not self.when(settings) or not (own or "").startswith(self.only):
             return []
         match self.shards:
             case None:
@@ -58,6 +67,10 @@ class Needs:
                 return list(train_shards(settings))
             case "train+dev":
                 return [*train_shards(settings), "dev"]
+            case "learned":
+                return list(learned_shards(settings))
+            case "learned+dev":
+                return [*learned_shards(settings), "dev"]
             case split:
                 return [split]
 
@@ -89,6 +102,10 @@ class LakeAsset:
     pool: str | None
     code_version: str
     by_content: bool
+    columns: Columns | None = None
+    automation: dg.AutomationCondition | None = None
+    freshness: dg.FreshnessPolicy | None = None
+    also_from: Callable[[Workspace], Mapping[str, str]] | None = None
 
     def partitions(self, settings: Settings) -> list[str | None]:
         return [None] if self.shards is None else list(shard_keys(self.shards, settings))
@@ -116,6 +133,8 @@ class LakeAsset:
             manifests[label(asset, key)] = manifest = workspace.lake.usable(asset, key)
             versions[label(asset, key)] = manifest.data_version
         _demand_one_lineage(manifests.values(), versions)
+        if self.also_from:
+            versions.update(self.also_from(workspace))
         return (
             fingerprint(self.code_version, self.used_settings(workspace.settings), versions),
             manifests,
@@ -123,6 +142,11 @@ class LakeAsset:
         )
 
     def to_dagster(self, settings: Settings) -> dg.AssetsDefinition:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)  # that backfill policies are in beta, once for each asset
+            return self._to_dagster(settings)
+
+    def _to_dagster(self, settings: Settings) -> dg.AssetsDefinition:
         @dg.asset(
             name=self.name,
             group_name=self.group,
@@ -133,6 +157,10 @@ class LakeAsset:
                 *(need.to_dagster(settings) for need in self.needs if need.when(settings)),
             ],
             partitions_def=dg.StaticPartitionsDefinition(shard_keys(self.shards, settings)) if self.shards else None,
+            # A run a shard, so that one that fails is retried alone.
+            backfill_policy=dg.BackfillPolicy.multi_run(1) if self.shards else None,
+            automation_condition=self.automation,
+            freshness_policy=self.freshness,
             check_specs=[
                 dg.AssetCheckSpec(rule.name, asset=self.name, description=rule.description, blocking=True)
                 for rule in self.checks
@@ -140,21 +168,60 @@ class LakeAsset:
             pool=self.pool,
             op_tags=GPU_TAGS if self.pool == "gpu" else None,
             code_version=self.code_version,
-            metadata={"settings": dg.MetadataValue.json(self.used_settings(settings))},
-            owners=["team:neuroranker"],
+            metadata={
+                "settings": dg.MetadataValue.json(self.used_settings(settings)),
+                **(self.columns.metadata if self.columns else {}),
+            },
+            owners=OWNERS,
         )
         def definition(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
             return self.run(context, workspace)
 
         return definition
 
+    def fresh(self, workspace: Workspace, partition: str | None) -> Manifest | None:
+        """The current version, when a run now would make the same again and its blocking checks passed."""
+        try:
+            manifest = workspace.lake.manifest(self.name, partition)
+            if manifest is None or manifest.failed_checks:
+                return None
+            return manifest if self.fingerprint(workspace, partition)[0] == manifest.fingerprint else None
+        except NotReady:
+            return None
+
     def run(self, context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-        """One materialization: publish what the body writes, append the run's metrics, answer Dagster."""
-        partition = context.partition_key if context.has_partition_key else None
-        if (partition is None) != (self.shards is None):
+        """One materialization; what the lake holds already is not made again, unless the run is tagged with ``FORCE_TAG``.
+
+        What fails without a fault of its input is tried again in the same run, as the settings' ``retries`` say.
+        """
+        # A backfill asks for a range, of one.
+        keys = context.partition_keys if context.has_partition_key or context.has_partition_key_range else []
+        if len(keys) != (self.shards is not None):
             raise BadInput(f"{self.name} is made one partition at a time: choose a partition key")
-        if PROCESS_TAG not in context.run.tags:  # started from the UI
+        partition = keys[0] if keys else None
+        if context.run.tags.get(PROCESS_TAG) != process_tag():  # launched by Dagster, not by the planner
             context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_tag()})
+        if FORCE_TAG not in context.run.tags and (kept := self.fresh(workspace, partition)):
+            note_outcome(context, workspace, self.name, partition, datetime.now(UTC))
+            return self._answer(kept, workspace, {"reused": True})
+        started = datetime.now(UTC)
+        try:
+            return self._make(context, workspace, partition)
+        except NeuroRankerError as error:
+            note_outcome(context, workspace, self.name, partition, started, error)
+            raise
+        except Exception as error:
+            note_outcome(context, workspace, self.name, partition, started, error)
+            # Not a RetryPolicy: that would also try again what someone interrupted, or what took too long.
+            retries = workspace.settings.retries
+            if context.retry_number >= retries.limit:
+                raise
+            raise dg.RetryRequested(retries.limit, retries.delay_seconds * 2**context.retry_number) from error
+
+    def _make(
+        self, context: dg.AssetExecutionContext, workspace: Workspace, partition: str | None
+    ) -> dg.MaterializeResult:
+        """Publish what the body writes, append the run's metrics, answer Dagster."""
         started, clock = datetime.now(UTC), time.perf_counter()
         digest, manifests, versions = self.fingerprint(workspace, partition)
         with workspace.lake.publish(
@@ -167,7 +234,7 @@ class LakeAsset:
             run_id=context.run.run_id,
             by_content=self.by_content,
         ) as draft:
-            step = Step(workspace, partition, manifests, draft, context.log)
+            step = Step(workspace, partition, manifests, draft, context.log, context.run)
             self.body(step)
             self._demand_checks(draft)
         manifest = draft.manifest
@@ -187,26 +254,36 @@ class LakeAsset:
                 rows=draft.rows,
                 device=step.device,
                 checks_passed=not manifest.failed_checks,
-                figures=(*(Figure(name, value) for name, value in draft.figures.items()), *step.curves),
+                figures=(
+                    *(Figure(name, value) for name, value in draft.figures.items()),
+                    *([Figure("attempt", context.retry_number + 1)] if context.retry_number else []),
+                    *step.curves,
+                ),
+                version=manifest.version,
+                bytes=sum(int(entry["bytes"]) for entry in manifest.files.values()),
+                settings=_plain(workspace.settings),
+                versions=software.versions(),
+                per_query=step.per_query,
             )
         )
-        return self._answer(manifest, step, seconds, workspace)
+        made = {"seconds": round(seconds, 1), "attempt": context.retry_number + 1, **step.metadata}
+        return self._answer(manifest, workspace, made)
 
     def _demand_checks(self, draft: Draft) -> None:
         missing = {rule.name for rule in self.checks} - {check.name for check in draft.checks}
         if missing:
             raise RuntimeError(f"{self.name} declares checks that its body did not run: {', '.join(sorted(missing))}")
 
-    def _answer(self, manifest: Manifest, step: Step, seconds: float, workspace: Workspace) -> dg.MaterializeResult:
+    def _answer(self, manifest: Manifest, workspace: Workspace, more: Mapping[str, Any]) -> dg.MaterializeResult:
         size = sum(int(entry["bytes"]) for entry in manifest.files.values())
         metadata: dict[str, Any] = {
-            "seconds": round(seconds, 1),
             "megabytes": round(size / 1e6, 2),
             "files": len(manifest.files),
             "version": manifest.version,
             "fingerprint": manifest.fingerprint,
             **manifest.figures,
-            **step.metadata,
+            **(self.columns.lineage if self.columns else {}),
+            **more,
         }
         if manifest.rows is not None:
             metadata["dagster/row_count"] = manifest.rows
@@ -239,12 +316,18 @@ def lake_asset(
     pool: str | None = None,
     code_version: str = "1",
     by_content: bool = True,
+    columns: Columns | None = None,
+    automation: dg.AutomationCondition | None = None,
+    freshness: dg.FreshnessPolicy | None = None,
+    also_from: Callable[[Workspace], Mapping[str, str]] | None = None,
 ) -> Callable[[Callable[[Step], None]], LakeAsset]:
     """Declare an asset whose body is the decorated function.
 
     ``needs`` are its inputs; ``from_source`` says which part of the raw data it reads. ``settings`` are dotted names of the
     settings it uses: a change of any other leaves it fresh. ``by_content`` as in :meth:`Lake.publish`. Raise
-    ``code_version`` when the same inputs now give another result.
+    ``code_version`` when the same inputs now give another result. ``columns`` are those of its table; ``automation`` and
+    ``freshness`` as in :mod:`neuroranker_pipeline.assets.policies`. ``also_from`` gives the versions, by name, of what it
+    reads beside assets and raw data.
     """
 
     def declare(body: Callable[[Step], None]) -> LakeAsset:
@@ -261,6 +344,10 @@ def lake_asset(
             pool=pool,
             code_version=code_version,
             by_content=by_content,
+            columns=columns,
+            automation=automation,
+            freshness=freshness,
+            also_from=also_from,
         )
 
     return declare

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neuroranker_pipeline.assets.columns import Columns
 from neuroranker_pipeline.assets.corpus import given_candidates, passages, qrels, queries
 from neuroranker_pipeline.assets.lake_asset import lake_asset
 from neuroranker_pipeline.assets.previews import bars, markdown_table, table_preview
 from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.assets.unjudged import IN_OWN_SHARDS, asked_queries, own_passages
 from neuroranker_pipeline.checks import retrieval as checks
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.joined import MAIN, collection_of
@@ -87,22 +89,32 @@ def bm25_parameters(step: Step) -> None:
 @lake_asset(
     group="retrieval",
     kinds={"parquet"},
-    needs=[lucene_index, bm25_parameters, given_candidates, queries, qrels],
+    needs=[lucene_index, bm25_parameters, given_candidates, queries, IN_OWN_SHARDS, qrels],
     settings=["bm25.depth", "shards.train_queries", *ANALYZER],
     shards="queries",
     checks=[checks.candidates_are_complete],
     pool="jvm",
+    columns=Columns(
+        CANDIDATES,
+        {
+            "qid": "queries.qid",
+            "pid": "passages.pid given_candidates.pid",
+            "rank": "given_candidates.rank",
+            "score": "queries.text passages.text given_candidates.score",
+        },
+    ),
 )
 def bm25_candidates(step: Step) -> None:
     """BM25's best passages for every query of the shard (qid, pid, rank, score), also as a TREC run.
 
-    Where candidates were given with the data, they are taken as they are.
+    Where candidates were given with the data, they are taken as they are. A sentence or title that serves as a query does
+    not find the passage that it was taken from.
     """
     from neuroranker_pipeline.datasets.trec import write_run
     from neuroranker_pipeline.evaluation.measures import mean_measures
 
     assert step.partition is not None
-    shard = queries_of_shard(read_table(step.read("queries")), step.partition, step.settings.shards.train_queries)
+    shard = queries_of_shard(asked_queries(step), step.partition, step.settings.shards.train_queries)
     given = read_table(step.read("given_candidates"))
     given = given.filter(pc.is_in(given["qid"], shard["qid"].combine_chunks()))
     depth = step.settings.bm25.depth
@@ -113,7 +125,8 @@ def bm25_candidates(step: Step) -> None:
     table, texts = read_table(step.out), _texts(shard)
     write_run(table, step.out / RUN_FILE, "BM25")
     level = step.settings.data.relevance_level(step.partition)
-    measures = mean_measures(table, judgments_of(read_table(step.read("qrels")), texts), relevance_level=level)
+    judged = judgments_of(read_table(step.read("qrels")), texts)
+    measures = mean_measures(table, judged, relevance_level=level) if judged.num_rows else {}
     step.record(rows, queries=len(texts), given=float(bool(given.num_rows)), **measures)
     step.show("measures", bars(measures))
     step.show("preview", table_preview(table))
@@ -141,14 +154,17 @@ def passages_of(folder: Path, name: str, settings: Settings) -> Iterator[pa.Reco
 
 def _searched(step: Step, shard: pa.Table) -> Iterator[pa.RecordBatch]:
     """Candidates of the shard's queries, each searched in its own collection."""
+    from neuroranker_pipeline.ranking.unjudged import without_own
     from neuroranker_pipeline.retrieval.bm25 import Searcher
 
-    bm25 = tuned_parameters(step.settings.bm25, step.read("bm25_parameters"))
+    bm25, own = tuned_parameters(step.settings.bm25, step.read("bm25_parameters")), own_passages(step)
     for name in collections(step.settings):
         asked = shard.filter(_belongs(shard["qid"], name, step.settings))
         if asked.num_rows:
             with closing(Searcher(step.read("lucene_index") / name, bm25)) as searcher:
-                yield from searcher.search_batches(_texts(asked), step.progress)
+                for batch in searcher.search_batches(_texts(asked), step.progress):
+                    found = pa.Table.from_batches([batch])
+                    yield from (without_own(found, own) if own.num_rows else found).to_batches()
 
 
 def _belongs(ids: pa.Array | pa.ChunkedArray, name: str, settings: Settings) -> pa.Array | pa.ChunkedArray:

@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 
 from neuroranker_pipeline.assets.previews import bars
 from neuroranker_pipeline.config.settings import Settings
@@ -19,7 +21,8 @@ from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.resources.lake import Draft, label
 from neuroranker_pipeline.resources.manifest import Check, Manifest
-from neuroranker_pipeline.resources.metrics import Figure, history_figures
+from neuroranker_pipeline.resources.metrics import Figure, MetricsStore, StepOutcome, history_figures, one_line
+from neuroranker_pipeline.resources.releases import Registry
 from neuroranker_pipeline.resources.workspace import Workspace
 
 # Where the command line hears of progress; in the Dagster UI only the log does.
@@ -38,6 +41,7 @@ class Step:
         inputs: Mapping[str, Manifest],
         draft: Draft,
         log: logging.Logger,
+        run: dg.DagsterRun | None = None,
     ):
         self.settings: Settings = workspace.settings
         self.partition = partition
@@ -45,16 +49,41 @@ class Step:
         self.work: Path = draft.work
         self.metadata: dict[str, Any] = {}
         self.curves: list[Figure] = []
+        self.per_query: pa.Table | None = None
         self.device = "cpu"
         self._workspace = workspace
         self._inputs = inputs
         self._draft = draft
         self._log = log
+        self._run = run
         self._last_line = 0.0
 
     @property
     def source(self) -> Source:
         return self._workspace.source
+
+    @property
+    def metrics(self) -> MetricsStore:
+        """What was measured by earlier runs."""
+        return self._workspace.metrics
+
+    @property
+    def unjudged_file(self) -> Path:
+        """The file of queries without judgments that the settings name."""
+        return self._workspace.unjudged_file
+
+    @property
+    def releases(self) -> Registry:
+        """The registry of released models, which lies in the lake beside the assets."""
+        return Registry(self._workspace.lake)
+
+    @property
+    def run_id(self) -> str:
+        return self._run.run_id if self._run else ""
+
+    def tag(self, name: str) -> str | None:
+        """A tag that the run was launched with."""
+        return self._run.tags.get(name) if self._run else None
 
     def rejects(self) -> Rejects:
         """Where the rows of this step's raw data go that cannot be used; see :meth:`account`."""
@@ -111,6 +140,14 @@ class Step:
         """Keep a training history (rows with ``step`` and figures) in the run metrics."""
         self.curves.extend(history_figures(history))
 
+    def measure(self, figures: Mapping[str, float]) -> None:
+        """Keep figures in the run metrics alone: what one asks for there, and would crowd the UI."""
+        self.curves.extend(Figure(name, float(value)) for name, value in figures.items())
+
+    def keep_per_query(self, values: pa.Table) -> None:
+        """Keep an evaluation's values in the run metrics, query by query: columns ranker, qid, measure, value."""
+        self.per_query = values
+
     def show(self, name: str, markdown: str) -> None:
         """Show Markdown in the UI, beside the materialization."""
         self.metadata[name] = dg.MetadataValue.md(markdown)
@@ -127,3 +164,28 @@ class Step:
         if now - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
             self._last_line = now
             self._log.info(f"{label}: {done:,} of {total:,}" if total else f"{label}: {done:,}")
+
+
+def note_outcome(
+    context: dg.AssetExecutionContext,
+    workspace: Workspace,
+    asset: str,
+    partition: str | None,
+    started: datetime,
+    error: Exception | None = None,
+) -> None:
+    """Tell the run metrics of a run that made nothing: it reused what was there, or failed."""
+    outcome = StepOutcome(
+        "failed" if error else "reused",
+        run_id=context.run.run_id,
+        profile=workspace.settings.profile,
+        asset=asset,
+        partition=partition,
+        started_at=started,
+        seconds=(datetime.now(UTC) - started).total_seconds(),
+        error=f"{type(error).__name__}: {one_line(error)}" if error else None,
+    )
+    try:
+        workspace.metrics.note([outcome])
+    except Exception as trouble:  # a full disk, say, which must not hide why the run failed
+        context.log.warning(f"the run metrics could not be written: {trouble}")

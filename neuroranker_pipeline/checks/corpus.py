@@ -18,9 +18,16 @@ def passages_are_valid(passages: Iterable[pa.RecordBatch]) -> Verdict:
 
 
 @rule
-def queries_are_valid(queries: pa.Table) -> Verdict:
-    """Every query has an id of its own, a text, and one known split; train and dev are not empty."""
-    return _verdict(validate.check_queries(queries))
+def queries_are_valid(queries: pa.Table, needed: Sequence[str] = ("train", "dev")) -> Verdict:
+    """Every query has an id of its own, a text, and one known split; train and dev are not empty, where the settings need
+    them."""
+    return _verdict(validate.check_queries(queries, needed))
+
+
+@rule
+def unjudged_queries_are_valid(queries: pa.Table, wanted: bool) -> Verdict:
+    """Every query has an id of its own and a text, and there are some where the settings ask for them."""
+    return _verdict(validate.check_unjudged(queries) if wanted else [])
 
 
 @rule

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -36,6 +36,7 @@ def load_settings(profile: str, overrides: Sequence[str] = ()) -> Settings:
         _apply(values, override)
     if "profile" in values:
         raise BadInput(f"{path}: profile: not a setting; a profile is named by its file")
+    _fill_members(values)
     source = f"{path}" + (f" with {', '.join(overrides)}" if overrides else "")
     try:
         return _ADAPTER.validate_python({**values, "profile": path.stem})
@@ -88,6 +89,24 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def _fill_members(values: dict[str, Any]) -> None:
+    """Give the members of an ensemble the values of the ``teacher`` group that they do not give themselves.
+
+    One that is taken as it is keeps all of its layers, unless it says otherwise itself; ``null`` takes out one that an
+    extended profile has.
+    """
+    teacher = values.get("teacher")
+    if not isinstance(teacher, dict) or not isinstance(members := teacher.get("members"), dict):
+        return
+    shared = {key: value for key, value in teacher.items() if key not in ("members", "measure")}
+    filled = {name: own for name, own in members.items() if own is not None}
+    for name, own in filled.items():
+        if isinstance(own, dict):
+            ready = own.get("train") is False and "layers" not in own
+            filled[name] = _merge({k: v for k, v in shared.items() if not (ready and k == "layers")}, own)
+    values["teacher"] = {**teacher, "members": filled}
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     if not found or not key:
@@ -128,8 +147,11 @@ def _place(loc: tuple[Any, ...]) -> tuple[Any, list[str]]:
         if kind is None and part in SOURCES:
             kind = SOURCES[part][0]
             continue
-        holder, hints = kind, get_type_hints(kind) if is_dataclass(kind) else {}
-        kind = hints.get(part) if is_dataclass(hints.get(part)) else None
+        if get_origin(kind) is Mapping:  # by name
+            holder, kind = None, get_args(kind)[1]
+        else:
+            holder, kind = kind, get_type_hints(kind).get(part) if is_dataclass(kind) else None
+        kind = kind if is_dataclass(kind) or get_origin(kind) is Mapping else None
         parts.append(part)
     return holder, parts
 

@@ -109,7 +109,7 @@ class Lake:
         source = f"{self._folder(asset, partition)}/versions/{version}"
         if self.is_local:
             return Path(source)
-        target = self.scratch.parent / ".copies" / asset / (partition or "") / version
+        target = self._copies(asset, partition) / version
         if not target.exists():
             stage = target.with_name(f"{version}.{uuid.uuid4().hex}")
             stage.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,18 @@ class Lake:
             if path.name not in ("lock", keep):
                 shutil.rmtree(path)
 
+    def remove(self, asset: str, partition: str | None = None) -> None:
+        """Take an artifact away for good: its pointer first, so that no reader finds half of it."""
+        folder = self._folder(asset, partition)
+        for path in (f"{folder}/{CURRENT}", folder):
+            with suppress(FileNotFoundError):
+                self.fs.rm(path, recursive=True)
+        shutil.rmtree(self._copies(asset, partition), ignore_errors=True)
+
     # where things are
+
+    def _copies(self, asset: str, partition: str | None) -> Path:
+        return self.scratch.parent / ".copies" / asset / (partition or "")
 
     def _folder(self, asset: str, partition: str | None) -> str:
         return f"{self.base}/{asset}" + (f"/{partition}" if partition else "")

@@ -11,7 +11,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 # These tell how an artifact was made, with timings and where its raw data lay; what it is does not depend on them.
-RECORDS = ("training.json", "README.md", "rejects/rejects.parquet")
+RECORDS = ("training.json", "README.md", "rejects.parquet")
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,6 @@ def digest_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def content_version(files: Mapping[str, Mapping[str, Any]]) -> str:
     """The data version of an artifact whose bytes say all: a rerun with equal bytes leaves what follows fresh."""
-    lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(files.items()) if name not in RECORDS)
+    kept = {name: entry for name, entry in sorted(files.items()) if name.rpartition("/")[2] not in RECORDS}
+    lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in kept.items())
     return hashlib.sha256(lines.encode()).hexdigest()[:32]

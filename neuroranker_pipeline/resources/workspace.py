@@ -12,6 +12,7 @@ import pydantic
 from neuroranker_pipeline.config.load import load_settings
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.source import Source, open_source
+from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.resources.lake import Lake
 from neuroranker_pipeline.resources.metrics import MetricsStore
 
@@ -65,3 +66,11 @@ class Workspace(dg.ConfigurableResource):
     def source(self) -> Source:
         settings = self.settings
         return open_source(settings.data, Path(self.data_root), dict(settings.training_collections))
+
+    @property
+    def unjudged_file(self) -> Path:
+        """The file of queries without judgments that the settings name. Raises ``BadInput`` when it is not there."""
+        path = Path(self.data_root).expanduser() / Path(self.settings.unjudged.file).expanduser()
+        if not path.is_file():
+            raise BadInput(f"unjudged.file: {path} is not there; put it there, or name another")
+        return path

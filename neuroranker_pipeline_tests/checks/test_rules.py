@@ -8,6 +8,7 @@ import pytest
 
 from neuroranker_pipeline.checks import corpus, evaluation, export, ranking, retrieval, serving
 from neuroranker_pipeline.datasets.tables import CANDIDATES, SCORES
+from neuroranker_pipeline.datasets.tables import QUERIES as QUERY_TABLE
 
 
 def candidates(*rows: tuple[str, str, int, float]) -> pa.Table:
@@ -51,6 +52,11 @@ def test_scores_must_answer_every_pair_in_order() -> None:
     assert not ranking.scores_are_complete(scores([1, 2, 3], "acb"), scores([0, 0, 0])).passed
 
 
+def test_an_empty_shard_has_nothing_to_be_wrong() -> None:
+    assert ranking.scores_are_sane(scores([])).passed
+    assert retrieval.candidates_are_complete(candidates(), {}, depth=2).passed
+
+
 @pytest.mark.parametrize(("values", "passed"), [([1, 2, 3], True), ([1, 1, 1], False), ([1, float("nan"), 2], False)])
 def test_scores_must_be_finite_and_differ(values: list[float], passed: bool) -> None:
     assert ranking.scores_are_sane(scores(values)).passed == passed
@@ -59,11 +65,13 @@ def test_scores_must_be_finite_and_differ(values: list[float], passed: bool) -> 
 @pytest.mark.parametrize(("losses", "passed"), [([0.5, 0.4], True), ([], False), ([0.5, float("inf")], False)])
 def test_losses_must_be_finite(losses: list[float], passed: bool) -> None:
     assert ranking.loss_is_finite(losses).passed == passed
+    assert ranking.loss_is_finite(losses, trained=False).passed == (not losses)
 
 
 def test_a_model_must_beat_what_it_is_measured_against() -> None:
     assert ranking.beats_bm25(0.4, 0.3).passed
     assert not ranking.beats_bm25(0.3, 0.3).passed
+    assert ranking.beats_bm25(0.0, 0.0, queries=0).passed  # nothing was measured
     assert ranking.not_worse_than_base(0.3, 0.3).passed
     assert not ranking.not_worse_than_base(0.29, 0.3).passed
 
@@ -103,3 +111,10 @@ def test_every_given_run_must_answer_its_own_test_set() -> None:
     assert check(given, asked, ("test-a",)).passed
     assert not check(given, asked, ("test-a", "test-b")).passed
     assert not check(given.slice(0, 1), asked, ("test-a",)).passed
+
+
+def test_unjudged_queries_are_checked_where_there_should_be_some() -> None:
+    nothing = QUERY_TABLE.empty_table()
+    assert corpus.unjudged_queries_are_valid(nothing, False).passed
+    assert not corpus.unjudged_queries_are_valid(nothing, True).passed
+    assert corpus.unjudged_queries_are_valid(pa.table([["1"], ["a"], ["unjudged-00"]], schema=QUERY_TABLE), True).passed

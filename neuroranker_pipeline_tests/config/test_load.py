@@ -77,8 +77,39 @@ def test_overrides_win(tmp_path: Path) -> None:
         ("device: tpu", r"device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
         ("profile: other", r"mine\.yaml: profile: not a setting"),
         ("student: {objective: hard_labels}", r"student\.objective must be distill, got 'hard_labels'"),
-        ("student: {lists: {lists_per_query: 2}}", r"student\.lists\.lists_per_query must be 1, got 2"),
+        (
+            "teacher: {members: {a: {training: {learning_rat: 1}}}}",
+            r"teacher\.members\.a\.training\.learning_rat: unknown key; did you mean learning_rate\?",
+        ),
+        (
+            "teacher: {members: {a: {colections: [x]}}}",
+            r"teacher\.members\.a\.colections: unknown key; did you mean coll",
+        ),
+        ("teacher: {members: {base_student: {}}}", r"teacher\.members\.base_student must be lower-case letters"),
+        ("teacher: {members: {a: 3}}", r"teacher\.members\.a: input should be a dictionary.*got 3"),
+        (
+            "teacher: {members: {a: {collections: [nq]}}}",
+            r"teacher\.members\.a\.collections must be among main, got 'nq'",
+        ),
+        (
+            "training_collections: {nq: {source: beir, folder: x, weight: -1}}",
+            r"training_collections\.nq\.weight must be from 0 to 20, got -1",
+        ),
+        ("mining: {rounds: 1, depth: 2}", r"mining\.depth must be at least student\.lists\.negatives, got 2"),
+        ("unjudged: {source: file}", r"unjudged\.file must be the file of the queries, got ''"),
+        ("unjudged: {file: log.tsv}", r"unjudged\.file must be left out unless source is file"),
+        ("unjudged: {sorce: file}", r"unjudged\.sorce: unknown key; did you mean source\?"),
+        ("unjudged: {source: sentences, min_words: 40}", r"unjudged\.min_words must be from 1 to max_words, got 40"),
         ("cascade_depth: 5", r"cascade_depth must be at least 10"),
+        (
+            "release: {measure: F1}",
+            r"release\.measure must be a measure such as MRR@10, nDCG@10, R@100 or MAP, got 'F1'",
+        ),
+        ("release: {alpha: 0}", r"release\.alpha must be between 0 and 1, got 0"),
+        ("release: {tolerated_loss: -0.1}", r"release\.tolerated_loss must be from 0 to 1, got -0\.1"),
+        ("release: {keep: 0}", r"release\.keep must be at least 1, got 0"),
+        ("interpolation: {grid: [0.1, 0.2]}", r"interpolation\.grid must be weights from 0 to 10 with 0 among them"),
+        ("interpolation: {grid: [0, .nan]}", r"interpolation\.grid must be weights from 0 to 10"),
         ("seed: 1\nbm25: {k1: -1, b: 0.4}\nshards: {passages: 0}", r"shards\.passages must be.*; bm25\.k1 must be"),
         ("- a list", r"mine\.yaml: expected a mapping of settings, got list"),
         ("a: [1", r"mine\.yaml: not valid YAML: .*line 1"),
@@ -119,3 +150,47 @@ def test_another_source_takes_nothing_from_the_one_it_replaces(tmp_path: Path) -
 def test_a_profile_name_cannot_leave_the_lake(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="profile must be a file name"):
         load_settings(write(tmp_path, "seed: 1", ".hidden.yaml"))
+
+
+def test_a_member_of_an_ensemble_takes_from_the_teacher_what_it_does_not_say(tmp_path: Path) -> None:
+    text = (
+        "extends: smoke\n"
+        "teacher:\n"
+        "  layers: 3\n"
+        "  training: {learning_rate: 2.0e-5}\n"
+        "  members: {first: {}, gone: null, second: {layers: 1, seed: 4, training: {epochs: 2}}, ready: {train: false}}\n"
+    )
+    settings = load_settings(write(tmp_path, text), ["teacher.members.second.training.warmup=0.2"])
+    first, second, ready = (settings.teacher.members[name] for name in ("first", "second", "ready"))
+    assert settings.teacher.members.keys() == {"first", "second", "ready"}
+    assert first.recipe() == settings.teacher.recipe()
+    assert (second.layers, second.seed, second.training.epochs, second.training.warmup) == (1, 4, 2, 0.2)
+    assert second.training.learning_rate == first.training.learning_rate == 2e-5
+    assert ready.layers is None  # a ready model keeps its layers
+    assert ready.max_length == first.max_length == 64
+
+
+def test_weights_of_collections_are_no_part_of_the_raw_data(tmp_path: Path) -> None:
+    from neuroranker_pipeline.datasets.source import open_source
+
+    plain = load_settings("quickstart")
+    weighted = load_settings("quickstart", ["data.weight=0.25"])
+    assert weighted.collection_weights == {"main": 0.25}
+    digests = [open_source(settings.data, tmp_path).digest("queries") for settings in (plain, weighted)]
+    assert digests[0] == digests[1]
+
+
+def test_training_judgments_are_needed_unless_nothing_is_trained_on_them(tmp_path: Path) -> None:
+    ready, made = "teacher.members={a: {train: false}}", "unjudged.source=sentences"
+    assert load_settings("quickstart").splits_needed == ("train", "dev")
+    assert load_settings("quickstart", [made]).splits_needed == ("train", "dev")
+    assert load_settings("quickstart", [ready]).splits_needed == ("train", "dev")
+    assert load_settings("quickstart", [ready, made]).splits_needed == ("dev",)
+    bare = "data: {source: files, folder: x, queries: null, qrels: null}\n"
+    assert load_settings(write(tmp_path, bare + "unjudged: {source: sentences}\n")).splits_needed == ()
+    with pytest.raises(BadInput, match=r"unjudged\.source must be file, titles or sentences where data has no queries"):
+        load_settings(write(tmp_path, bare))
+    with pytest.raises(
+        BadInput, match=r"data\.files\.qrels must be null where queries is null|data\.qrels must be null"
+    ):
+        load_settings(write(tmp_path, "data: {source: files, folder: x, queries: null}\n"))

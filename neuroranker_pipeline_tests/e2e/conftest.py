@@ -72,17 +72,20 @@ class Graph:
         stage = self.lake.scratch / asset / partition / "stage"
         return lambda: {} if stage.is_dir() and any(stage.iterdir()) else None
 
-    def checkpointed(self, asset: str, step: int) -> Callable[[], dict | None]:
-        """The training of an asset has saved a checkpoint at ``step`` or later: its state."""
+    def checkpointed(self, asset: str, step: int, folder: str = "") -> Callable[[], dict | None]:
+        """The training of an asset has saved a checkpoint at ``step`` or later, in ``folder`` of its work folder: its state,
+        and the records of the members of an ensemble that were ``finished``."""
+        work = self.lake.scratch / asset / "_"
 
         def reached() -> dict | None:
-            for file in sorted((self.lake.scratch / asset / "_").glob("*/step-*/state.json")):
+            for file in sorted(work.glob(f"*/{folder}step-*/state.json")):
                 try:
                     state = json.loads(file.read_text())
                 except (FileNotFoundError, ValueError):  # replaced by the next one just now
                     continue
                 if state["result"]["steps"] >= step:
-                    return state
+                    finished = [json.loads(record.read_text()) for record in work.glob("*/members/*/training.json")]
+                    return {**state, "finished": finished}
             return None
 
         return reached
@@ -106,7 +109,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     graph = Graph(tmp_path_factory.mktemp("smoke"))
     graph.kill_when("indexing", graph.staged("lucene_index"))
     graph.kill_when("retrieval", graph.staged("bm25_candidates", "train-00"))
-    graph.kill_when("teacher training", graph.checkpointed("teacher_checkpoint", step=3))
+    graph.kill_when("teacher training", graph.checkpointed("teacher_checkpoint", 3, "training-second/"))
     graph.kill_when("student training", graph.checkpointed("student_checkpoint", step=3))
     graph.kill_when("export", graph.staged("student_onnx"))
     done = graph.command("run")

@@ -16,7 +16,6 @@ import yaml
 
 from neuroranker_pipeline.assets import ASSETS
 from neuroranker_pipeline.config.load import load_settings
-from neuroranker_pipeline.datasets.tables import read_table
 from neuroranker_pipeline.serving.packaging import serve_bento
 from neuroranker_pipeline_tests.e2e.conftest import PROFILE, Graph, assert_whole
 
@@ -31,6 +30,7 @@ RANKERS = (
     "hard-label control",
     "student ONNX",
     "student int8",
+    "student int8 + BM25",
 )
 PAIRS = [("q one", "a passage"), ("how to read a file", "Open a file and return a stream."), ("x", "y " * 300)]
 
@@ -42,18 +42,22 @@ def ran(output: str) -> list[str]:
 
 def test_every_asset_is_there_and_whole(graph: Graph) -> None:
     settings = load_settings(PROFILE)
-    assert assert_whole(graph.lake) == sum(len(asset.partitions(settings)) for asset in ASSETS)
+    releases = 2  # the first one, and the log
+    assert assert_whole(graph.lake) == sum(len(asset.partitions(settings)) for asset in ASSETS) + releases
 
 
 @pytest.mark.parametrize(
     ("phase", "asset"), [("teacher training", "teacher_checkpoint"), ("student training", "student_checkpoint")]
 )
 def test_training_went_on_from_its_checkpoint(graph: Graph, phase: str, asset: str) -> None:
-    before = graph.killed[phase]["result"]
-    after = json.loads((graph.lake.read(asset) / "training.json").read_text())
-    assert 0 < before["steps"] < after["steps"] == 12
+    before, finished = graph.killed[phase]["result"], graph.killed[phase]["finished"]
+    records = [json.loads(file.read_text()) for file in graph.lake.read(asset).rglob("training.json")]
+    assert all(0 < before["steps"] < after["steps"] == 12 for after in records)
     # Speeds are measured, so they can only be equal where the steps were not taken again.
-    assert after["history"][: len(before["history"])] == before["history"]
+    assert any(after["history"][: len(before["history"])] == before["history"] for after in records)
+    # The teacher's first member was finished when its second was killed.
+    assert len(finished) == (phase == "teacher training")
+    assert all(member in records for member in finished)
 
 
 def test_a_killed_run_is_marked_as_failed_and_blocks_nobody(graph: Graph) -> None:
@@ -88,7 +92,8 @@ def test_the_report_holds_every_ranker_and_its_runs(graph: Graph) -> None:
     assert report["queries"] == load_settings(PROFILE).data.test_queries
     assert len(list((folder / "runs").glob("*.trec"))) == len(RANKERS)
     assert "<script" not in (folder / "report.html").read_text()
-    assert graph.command("report").stdout.count("student int8") == 1
+    assert report["final"] == "student int8"
+    assert graph.command("report").stdout.count("student int8 + BM25") == 1
 
 
 def test_search_shows_both_ranks(graph: Graph) -> None:
@@ -158,6 +163,10 @@ def test_the_bento_in_the_store_answers_and_searches(graph: Graph) -> None:
         found = post(f"{url}/search", {"query": question, "k": k})
     assert [item["index"] for item in answer] == [0, 1]
     assert len(found["hits"]) == k
+    chosen = json.loads((graph.lake.read("student_onnx_int8") / "interpolation.json").read_text())
+    assert found["bm25_weight"] == chosen["bm25_weight"] in load_settings(PROFILE).interpolation.grid
+    values = {row["weight"]: row["value"] for row in chosen["grid"]}
+    assert values[found["bm25_weight"]] == max(values.values())
     _, *rows = graph.command("search", question, "-k", str(k)).stdout.splitlines()
     # "rank BM25 score pid ..."; the command searches the same passages with the student in PyTorch.
     shown = {row.split()[3]: int(row.split()[1]) for row in rows if row.split()[0].isdigit()}
@@ -190,16 +199,13 @@ def test_a_learning_rate_changes_only_its_model_and_what_follows(graph: Graph) -
         "student_onnx",
         "student_onnx_int8",
         "eval_report",
+        "gate_evaluation",
+        "release_decision",
         "ranker_bento",
+        "ranker_release",
     ]
-
-
-def test_candidates_are_the_same_in_a_second_lake(graph: Graph) -> None:
-    """The retrieval half is deterministic to the byte: data versions of equal content are equal."""
-    again = Graph(graph.root / "again")
-    again.root.mkdir()
-    assert again.command("run", "--select", "bm25_candidates").returncode == 0
-    for asset, partition in (("passages", None), ("queries", None), ("qrels", None), ("bm25_candidates", "test")):
-        ours, theirs = (g.lake.usable(asset, partition).data_version for g in (graph, again))
-        assert ours == theirs, asset
-    assert read_table(again.lake.read("bm25_candidates", "test")).num_rows > 0
+    compared = graph.command("report", "--compare", "previous", "latest")
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "student.training.learning_rate: 0.0001 → 5e-05" in compared.stdout
+    report = json.loads((graph.lake.read("eval_report", "test") / "report.json").read_text())
+    assert len(report["history"]) == 2

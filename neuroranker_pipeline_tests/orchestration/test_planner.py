@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from neuroranker_pipeline.assets.lake_asset import LakeAsset, Needs, lake_asset
+from neuroranker_pipeline.assets.lake_asset import FORCE_TAG, LakeAsset, Needs, lake_asset
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks.rule import Verdict, rule
 from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
@@ -33,6 +34,7 @@ class Toy:
     def __init__(self, root: Path):
         self.text = "one"
         self.ran: list[str] = []
+        self.faults: dict[str, list[Exception]] = {}  # what each file's writing ends in, time after time
         self.root = root
         self.assets = self._assets()
 
@@ -58,10 +60,13 @@ class Toy:
 
     def _write(self, step: Step, name: str, text: str) -> None:
         self.ran.append(name)
+        if self.faults.get(name):
+            raise self.faults[name].pop(0)
         (step.out / "text").write_text(text)
 
     def workspace(self, *overrides: str) -> Workspace:
-        return Workspace(profile="smoke", lake_root=str(self.root), overrides=list(overrides))
+        none = "unjudged.source=none"  # a shard less
+        return Workspace(profile="smoke", lake_root=str(self.root), overrides=[none, *overrides])
 
     def run(self, instance: dg.DagsterInstance, *overrides: str) -> list[str]:
         """Bring the graph up to date; returns what ran."""
@@ -70,48 +75,61 @@ class Toy:
         return list(self.ran)
 
 
-@pytest.fixture
-def toy(tmp_path: Path) -> Toy:
-    return Toy(tmp_path / "lake")
-
-
 @pytest.fixture(scope="module")
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.local_temp() as instance:
         yield instance
 
 
+@pytest.fixture(scope="module")
+def finished(instance: dg.DagsterInstance, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lake of a toy that was run."""
+    toy = Toy(tmp_path_factory.mktemp("toy") / "lake")
+    toy.run(instance)
+    return toy.root
+
+
+@pytest.fixture
+def toy(finished: Path, tmp_path: Path) -> Toy:
+    """A toy that was run already."""
+    return Toy(Path(shutil.copytree(finished, tmp_path / "lake")))
+
+
+@pytest.fixture
+def new_toy(tmp_path: Path) -> Toy:
+    """A toy that was never run."""
+    return Toy(tmp_path / "lake")
+
+
 SHARDS = [f"shard {key}" for key in ("train-00", "train-01", "dev", "gate", "test")]
 EVERYTHING = ["source", *SHARDS, "model"]
 
 
-def test_first_everything_then_nothing(toy: Toy, instance: dg.DagsterInstance) -> None:
-    assert toy.run(instance) == EVERYTHING
-    assert toy.run(instance) == []
+def test_first_everything_then_nothing(new_toy: Toy, instance: dg.DagsterInstance) -> None:
+    assert new_toy.run(instance) == EVERYTHING
+    assert new_toy.run(instance) == []
 
 
 def test_inputs_are_read_in_shard_order(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
     text = (toy.workspace().lake.read("model") / "text").read_text()
     assert text.splitlines() == ["one train-00", "one train-01", "one dev"]
 
 
 def test_a_setting_makes_stale_only_what_uses_it_and_what_follows(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
     assert toy.run(instance, "seed=7") == ["model"]
     assert toy.run(instance, "seed=7", "bm25.k1=0.8") == SHARDS, "equal content leaves the model fresh"
     assert toy.run(instance, "seed=7", "bm25.k1=0.8", "student.training.learning_rate=1e-3") == []
 
 
-def test_a_failed_check_stops_the_run_and_all_that_follows(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.text = ""
+def test_a_failed_check_stops_the_run_and_all_that_follows(new_toy: Toy, instance: dg.DagsterInstance) -> None:
+    new_toy.text = ""
     with pytest.raises(NotReady, match=r"source failed a blocking check.*is_not_empty \(There is something"):
-        toy.run(instance)
-    assert toy.ran == ["source"]
-    workspace = toy.workspace()
-    assert not is_fresh(toy.assets[0], workspace, None), "a failed check is never fresh"
+        new_toy.run(instance)
+    assert new_toy.ran == ["source"]
+    workspace = new_toy.workspace()
+    assert not is_fresh(new_toy.assets[0], workspace, None), "a failed check is never fresh"
     result = dg.materialize(
-        [asset.to_dagster(workspace.settings) for asset in toy.assets],
+        [asset.to_dagster(workspace.settings) for asset in new_toy.assets],
         selection=["shard"],
         partition_key="dev",
         instance=instance,
@@ -119,13 +137,12 @@ def test_a_failed_check_stops_the_run_and_all_that_follows(toy: Toy, instance: d
         raise_on_error=False,
     )
     assert not result.success, "a run that selects only what follows must be refused too"
-    toy.text = "mended"
-    assert toy.run(instance) == EVERYTHING
+    new_toy.text = "mended"
+    assert new_toy.run(instance) == EVERYTHING
 
 
 def test_inputs_of_different_lineages_are_refused(toy: Toy, instance: dg.DagsterInstance) -> None:
     """After a new source, the old shards must not be read beside it."""
-    toy.run(instance)
 
     @lake_asset(group="toy", kinds={"text"}, needs=[toy.assets[0], Needs(toy.assets[1], "dev")])
     def reader(step: Step) -> None:
@@ -142,7 +159,6 @@ def test_inputs_of_different_lineages_are_refused(toy: Toy, instance: dg.Dagster
 
 
 def test_a_damaged_manifest_is_made_again(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
     (toy.workspace().lake.read("model") / "manifest.json").write_text("")
     with pytest.raises(NotReady, match="manifest is damaged"):
         toy.workspace().lake.usable("model")
@@ -150,13 +166,11 @@ def test_a_damaged_manifest_is_made_again(toy: Toy, instance: dg.DagsterInstance
 
 
 def test_a_lost_shard_alone_is_made_again(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
     (toy.root / "smoke" / "shard" / "gate" / "CURRENT").unlink()
     assert toy.run(instance) == ["shard gate"]
 
 
 def test_a_partitioned_asset_without_a_key_is_refused(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
     workspace = toy.workspace()
     with pytest.raises(BadInput, match="one partition at a time"):
         dg.materialize(
@@ -188,16 +202,16 @@ def test_a_declared_check_must_be_run(toy: Toy, instance: dg.DagsterInstance) ->
     assert toy.workspace().lake.manifest("careless") is None
 
 
-def test_runs_are_recorded_in_dagster_and_in_the_metrics(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
+def test_runs_are_recorded_in_dagster_and_in_the_metrics(new_toy: Toy, instance: dg.DagsterInstance) -> None:
+    new_toy.run(instance)
     event = instance.get_latest_materialization_event(dg.AssetKey("model"))
     assert event is not None
     assert event.asset_materialization is not None
-    manifest = toy.workspace().lake.usable("model")
+    manifest = new_toy.workspace().lake.usable("model")
     assert event.asset_materialization.tags is not None
     assert event.asset_materialization.tags["dagster/data_version"] == manifest.data_version
     assert event.run_id == manifest.run_id
-    metrics = toy.workspace().metrics
+    metrics = new_toy.workspace().metrics
     _, rows = metrics.query("SELECT asset, count(*) FROM materializations GROUP BY asset ORDER BY asset")
     assert rows == [("model", 1), ("shard", 5), ("source", 1)]
     _, rows = metrics.query("SELECT step, value FROM curves WHERE name = 'loss' ORDER BY step")
@@ -211,8 +225,85 @@ def test_the_source_is_observed_once_a_version(toy: Toy, instance: dg.DagsterIns
     assert len(records) == 1
 
 
+def test_a_shard_that_fails_stops_only_what_needs_it(new_toy: Toy, instance: dg.DagsterInstance) -> None:
+    new_toy.faults = {"shard gate": [BadInput("gate.tsv: empty")], "shard test": [BadInput("test.tsv: empty")]}
+    message = (
+        r"^2 steps failed: shard\[gate\] failed: gate\.tsv: empty \(run .*\); "
+        r"shard\[test\] failed: test\.tsv: empty \(run .*\)$"
+    )
+    with pytest.raises(NeuroRankerError, match=message):
+        new_toy.run(instance)
+    assert new_toy.ran == EVERYTHING, "the model needs neither gate nor test"
+    new_toy.faults["shard train-01"] = [BadInput("train.tsv: empty")]
+    events = []
+    with pytest.raises(NeuroRankerError, match=r"^shard\[train-01\] failed: train\.tsv: empty"):
+        for event in bring_up_to_date(new_toy.assets, new_toy.workspace("bm25.k1=0.8", "seed=7"), instance):
+            events.append(event)
+    outcomes = {event.partition or event.asset: event for event in events if isinstance(event, Outcome)}
+    assert [name for name, outcome in outcomes.items() if outcome.error] == ["train-01", "model"]
+    assert outcomes["train-01"].ran
+    assert not outcomes["model"].ran
+    assert str(outcomes["model"].error) == "waits for shard[train-01]"
+    assert outcomes["gate"].manifest is not None
+    assert new_toy.run(instance, "bm25.k1=0.8", "seed=7") == ["shard train-01", "model"]
+
+
+def test_what_is_no_fault_of_the_input_is_tried_again(new_toy: Toy, instance: dg.DagsterInstance) -> None:
+    new_toy.faults = {"model": [OSError("the disk is away")], "shard dev": [BadInput("dev.tsv: empty")]}
+    with pytest.raises(NeuroRankerError, match=r"^shard\[dev\] failed"):
+        new_toy.run(instance)
+    assert new_toy.ran == ["source", *SHARDS], "bad input would be as bad again"
+    new_toy.ran.clear()
+    *_, outcome = bring_up_to_date(new_toy.assets, new_toy.workspace(), instance)
+    assert isinstance(outcome, Outcome)
+    assert new_toy.ran == ["shard dev", "model", "model"]
+    assert outcome.attempts == 2
+    event = instance.get_latest_materialization_event(dg.AssetKey("model"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["attempt"].value == 2
+    _, rows = new_toy.workspace().metrics.query("SELECT asset, value FROM figures WHERE name = 'attempt'")
+    assert rows == [("model", 2.0)]
+
+
+def test_it_is_not_tried_for_ever(new_toy: Toy, instance: dg.DagsterInstance) -> None:
+    new_toy.faults = {"source": [OSError("the disk is away")] * 9}
+    with pytest.raises(NeuroRankerError, match=r"^source failed: .*the disk is away"):
+        new_toy.run(instance, "retries.limit=2")
+    assert new_toy.ran == ["source"] * 3
+    with pytest.raises(NeuroRankerError, match=r"^source failed: .*the disk is away"):
+        new_toy.run(instance, "retries.limit=0")
+    assert new_toy.ran == ["source"]
+
+
+def test_a_run_makes_nothing_again_unless_forced(toy: Toy, instance: dg.DagsterInstance) -> None:
+    """A backfill of all shards leaves alone those that are up to date."""
+    workspace = toy.workspace()
+
+    def materialize(**tags: str) -> dg.ExecuteInProcessResult:
+        toy.ran.clear()
+        return dg.materialize(
+            [asset.to_dagster(workspace.settings) for asset in toy.assets],
+            selection=["shard"],
+            partition_key="dev",
+            instance=instance,
+            resources={"workspace": workspace},
+            tags=tags,
+        )
+
+    version = workspace.lake.usable("shard", "dev").version
+    (kept,) = materialize().asset_materializations_for_node("shard")
+    assert toy.ran == []
+    assert kept.metadata["reused"].value is True
+    assert workspace.lake.usable("shard", "dev").version == version
+    (made,) = materialize(**{FORCE_TAG: "true"}).asset_materializations_for_node("shard")
+    assert toy.ran == ["shard dev"]
+    assert "reused" not in made.metadata
+    assert workspace.lake.usable("shard", "dev").version != version
+    assert kept.tags["dagster/data_version"] == made.tags["dagster/data_version"]  # type: ignore[index]
+
+
 def test_outcomes_say_what_ran(toy: Toy, instance: dg.DagsterInstance) -> None:
-    toy.run(instance)
     events = list(bring_up_to_date(toy.assets, toy.workspace("seed=7"), instance))
     ran = [event.asset for event in events if isinstance(event, Outcome) and event.ran]
     assert ran == ["model"]
@@ -224,6 +315,7 @@ def test_selection_brings_all_that_is_needed() -> None:
         "queries",
         "qrels",
         "given_candidates",
+        "unjudged_queries",
         "lucene_index",
         "bm25_parameters",
         "bm25_candidates",

@@ -20,7 +20,7 @@ def test_without_a_file_all_is_default():
 @pytest.mark.parametrize("profile", profile_names())
 def test_what_a_profile_holds_is_read_back(tmp_path, profile):
     file, settings = tmp_path / "settings.yaml", load_settings(profile)
-    for kind, expected in ((TeacherSettings, settings.teacher), (StudentSettings, settings.student)):
+    for kind, expected in ((TeacherSettings, settings.teacher.recipe()), (StudentSettings, settings.student)):
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(expected).items()}
         file.write_text(yaml.safe_dump(values))
         assert read_settings(file, kind) == expected

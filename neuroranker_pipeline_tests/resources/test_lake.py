@@ -190,3 +190,22 @@ def test_fingerprints_see_code_settings_and_inputs() -> None:
     assert base == fingerprint("1", {"k1": 0.9}, {"queries": "a"})
     assert len({base, fingerprint("2", {"k1": 0.9}, {"queries": "a"}), fingerprint("1", {"k1": 0.8}, {"queries": "a"}),
                 fingerprint("1", {"k1": 0.9}, {"queries": "b"})}) == 4  # fmt: skip
+
+
+def test_what_members_of_a_model_record_of_their_training_is_no_content() -> None:
+    files = {"model.safetensors": {"sha256": "a"}, "members/b/model.safetensors": {"sha256": "b"}}
+    timed = {**files, "training.json": {"sha256": "c"}, "members/b/training.json": {"sha256": "d"}}
+    assert content_version(timed) == content_version(files)
+    assert content_version({**files, "members/b/config.json": {"sha256": "e"}}) != content_version(files)
+
+
+def test_what_was_removed_is_gone_and_its_neighbours_are_not(lake: Lake) -> None:
+    for partition in ("1", "2"):
+        publish(lake, f"release {partition}", "releases", partition)
+        lake.read("releases", partition)
+    lake.remove("releases", "1")
+    assert lake.manifest("releases", "1") is None
+    assert (lake.read("releases", "2") / "part.txt").read_text() == "release 2"
+    lake.remove("releases", "1")
+    publish(lake, "again", "releases", "1")
+    assert (lake.read("releases", "1") / "part.txt").read_text() == "again"
