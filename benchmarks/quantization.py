@@ -32,7 +32,7 @@ from neuroranker_pipeline.export import onnx as exporting
 from neuroranker_pipeline.export.onnx import copy_companions, export_student, write_settings
 from neuroranker_pipeline.export.quantize import QuantizationSettings, batch_sensitivity, quantize_student
 from neuroranker_pipeline.ranking.rerank import VectorRanker
-from neuroranker_pipeline.serving.engine import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
+from neuroranker_pipeline.serving.onnx_model import MODEL_FILE, SETTINGS_FILE, OnnxEncoder, read_json
 
 MEASURES = ("MRR@10", "nDCG@10")
 # Products with weights alone, and a scale for every column of them.

@@ -1,0 +1,178 @@
+"""The tables of ``quality.py``'s results, as Markdown: measures, paired tests, wins and losses on the untouched halves.
+
+    python benchmarks/quality_report.py WORK --tables TABLES
+
+Every query counts once: a student's value is the mean over its seeds. Fisher's paired randomization test over the queries of
+each collection, Holm-corrected over the collections. nDCG@10 on DL 2019, MRR@10 elsewhere. BM25's weight in a sum is chosen
+on the MS MARCO choosing half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from quality import CROSS, MEMBERS, SEEDS, SHARES, UNTRAINED, Data, Study, by_collection, of_queries, only
+
+from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
+from neuroranker_pipeline.evaluation.significance import (
+    bootstrap_interval,
+    holm,
+    paired_randomization,
+    wins_losses_ties,
+)
+from neuroranker_pipeline.ranking.ensemble import combine
+from neuroranker_pipeline.ranking.lists import positives
+from neuroranker_pipeline.ranking.scoring import cascade_run, mean_reciprocal_rank
+
+GRID = (0.0, 0.1, 0.2, 0.3, 0.5)
+
+
+class Report:
+    def __init__(self, study: Study) -> None:
+        self.study, self.data = study, study.data
+        given = self.data.queries.filter(pc.equal(self.data.queries["split"], "test-dl19"))["qid"].to_pylist()
+        groups = by_collection([qid for qid in self.data.report if qid not in set(given)])
+        self.untouched = {"DL 2019": given, **groups}
+        self.groups = self.untouched
+        self.chosen = json.loads((study.work / "regime.json").read_text())
+        self.regime, _, share = self.chosen["chosen"].partition("~")
+        self.share = f"~{share}" if share else ""
+
+    def run(self, name: str) -> pa.Table:
+        """A ranker's scores of all evaluated candidates; those of what reads the best alone as a cascade over the base
+        student."""
+        if name == "BM25":
+            return self.study.evaluated
+        scores = self.study.scores(name)
+        base = only(self.study.scores("base"), self.study.evaluated)
+        if name in (*CROSS, "large-tuned"):
+            return cascade_run(base, only(scores, self.study.cascade()))
+        return only(scores, self.study.evaluated)
+
+    def ensemble(self, members: Sequence[str]) -> tuple[pa.Table, dict[str, float]]:
+        scores, weights = self.study.teacher(members, self.study.cascade())
+        base = only(self.study.scores("base"), self.study.evaluated)
+        return cascade_run(base, only(scores, self.study.cascade())), weights
+
+    def values(self, run: pa.Table, group: str) -> np.ndarray:
+        """The measure of every query of a group, in the order of their qids."""
+        qids, level = self.groups[group], 2 if group == "DL 2019" else 1
+        measure = "nDCG@10" if group == "DL 2019" else "MRR@10"
+        _, found = measure_vectors(ranked(of_queries(run, qids)), self.data.judged_of(qids), [measure], level)
+        return found[measure]
+
+    def seeds(self, kind: str, share: str | None = None) -> list[pa.Table]:
+        return [self.student(kind, seed, share) for seed in SEEDS]
+
+    def student(self, kind: str, seed: int, share: str | None = None) -> pa.Table:
+        return self.run(f"{kind}~{self.regime}~{seed}{self.share if share is None else share}")
+
+    def mean(self, runs: Sequence[pa.Table], group: str) -> np.ndarray:
+        return np.mean([self.values(run, group) for run in runs], axis=0)
+
+    # interpolation
+
+    def with_bm25(self, run: pa.Table, weight: float) -> pa.Table:
+        if not weight:
+            return run
+        return combine({"model": run, "BM25": self.study.evaluated}, {"model": 1.0, "BM25": weight})
+
+    def weight(self, runs: Sequence[pa.Table]) -> float:
+        """BM25's weight with the highest MRR@10 on the choosing half of the MS MARCO slice, the smallest of equals."""
+        qids = [qid for qid in self.data.choose if qid.startswith("slice/")]
+        relevant = positives(self.data.judged_of(qids))
+
+        def value(weight: float) -> float:
+            return float(
+                np.mean([mean_reciprocal_rank(of_queries(self.with_bm25(run, weight), qids), relevant) for run in runs])
+            )
+
+        return max(GRID, key=lambda weight: (round(value(weight), 6), -weight))
+
+    # tables
+
+    def means(self, rows: dict[str, Sequence[pa.Table]]) -> None:
+        names = list(self.groups)
+        print("| ranker | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
+        for name, runs in rows.items():
+            print(f"| {name} | " + " | ".join(f"{self.mean(runs, group).mean():.4f}" for group in names) + " |")
+        print("| queries | " + " | ".join(str(len(self.groups[group])) for group in names) + " |\n")
+
+    def compare(self, title: str, ours: Sequence[pa.Table], theirs: Sequence[pa.Table]) -> None:
+        """Per-query means over the seeds, paired; Holm over the collections."""
+        rows, p_values = [], []
+        for group in self.groups:
+            a, b = self.mean(ours, group), self.mean(theirs, group)
+            p_values.append(paired_randomization(a, b))
+            low, high = bootstrap_interval(a - b)
+            wins, losses, ties = wins_losses_ties(a, b)
+            rows.append((group, a.mean(), b.mean(), (a - b).mean(), low, high, wins, losses, ties))
+        print(f"{title}\n\n| collection | first | second | difference | 95% | p | Holm | wins, losses, ties |")
+        print("| --- | ---: | ---: | ---: | --- | ---: | ---: | --- |")
+        for (group, a, b, change, low, high, wins, losses, ties), p, adjusted in zip(
+            rows, p_values, holm(p_values), strict=True
+        ):
+            interval = f"{low:+.4f} to {high:+.4f}"
+            means = f"{a:.4f} | {b:.4f} | {change:+.4f}"
+            print(f"| {group} | {means} | {interval} | {p:.4f} | {adjusted:.4f} | {wins}, {losses}, {ties} |")
+        print()
+
+
+def weights_text(weights: dict[str, float]) -> str:
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items() if weight)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    report = Report(Study(arguments.work, Data(arguments.tables, arguments.tiny), "", ""))
+    print("## Chosen on the choosing halves\n")
+    columns = list(next(iter(report.chosen["choose"].values())))
+    print("| regime, share | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
+    for name, row in report.chosen["choose"].items():
+        print(f"| {name} | " + " | ".join(f"{row[column]:.4f}" for column in columns) + " |")
+    print(f"\nChosen: {report.chosen['chosen']}\n")
+    teacher, weights = report.ensemble(MEMBERS)
+    print(f"Ensemble: {weights_text(weights)}\n")
+    students = {kind: report.seeds(kind) for kind in ("distilled", "hard")}
+    base, large = report.run("base"), report.run("large")
+    alone = {"pydocs alone": [report.student("pydocs", 1)], "sentences alone": [report.student("sentences", 1)]}
+    sums = {}
+    for name, runs in {"base": [base], "ensemble": [teacher], **students}.items():
+        weight = report.weight(runs)
+        sums[f"{name} + {weight:g} BM25"] = [report.with_bm25(run, weight) for run in runs]
+    other = {
+        f"{kind}, share {share}": report.seeds(kind, "" if share == 1 else f"~{share}")
+        for kind in students
+        for share in (*SHARES, 1)
+        if f"~{share}" != report.share
+    }
+    members = {name: [report.run(name)] for name in (*UNTRAINED, "large-tuned", *CROSS)}
+    report.groups = by_collection(report.data.choose)
+    print("## On the choosing halves, which flatter what was chosen there\n")
+    report.means({"BM25": [report.run("BM25")], **members, "ensemble": [teacher], **students, **alone})
+    report.compare("Distilled against hard labels on the choosing halves", students["distilled"], students["hard"])
+    report.groups = report.untouched
+    print("## On the untouched halves\n")
+    report.means({"BM25": [report.run("BM25")], **members, "ensemble": [teacher], **students, **alone, **sums, **other})
+    report.compare("Ensemble against the untouched student", [teacher], [base])
+    report.compare("Distilled against hard labels, means over three seeds", students["distilled"], students["hard"])
+    report.compare("Distilled against the untouched student", students["distilled"], [base])
+    report.compare("Hard labels against the untouched student", students["hard"], [base])
+    report.compare(
+        "From sentences of the pydocs passages alone against the untouched student", alone["sentences alone"], [base]
+    )
+    report.compare("The larger sentence encoder, untouched, against the untouched student", [large], [base])
+
+
+if __name__ == "__main__":
+    main()
