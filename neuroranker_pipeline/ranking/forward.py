@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.batching import Tokens, by_length
 from neuroranker_pipeline.ranking.device import Compute, side_by_side
-from neuroranker_pipeline.ranking.packed import PACKED, cast_weights, first_position
+from neuroranker_pipeline.ranking.packed import PACKED, cast_weights, first_position, packs
+from neuroranker_pipeline.ranking.padded import PADDED
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
@@ -49,9 +50,8 @@ def forward_batch(
     model: BiEncoder | CrossEncoder, tokens: Tokens, rows: np.ndarray, device: torch.device
 ) -> torch.Tensor:
     """The model's output for one batch: packed where that pays and the model allows it, else padded."""
-    packed = packs_batches(model, device)
-    _attend(model.transformer, packed)
-    if not packed:
+    _attend(model, device)
+    if not packs_batches(model, device):
         return model(**tokens.batch(rows, device))
     batch = tokens.packed(rows, device, first_position(model.transformer))
     if not torch.is_autocast_enabled(device.type):
@@ -74,10 +74,23 @@ def _dtype(model: BiEncoder | CrossEncoder, device: torch.device) -> torch.dtype
     return next(model.transformer.parameters()).dtype
 
 
-def _attend(transformer: PreTrainedModel, packed: bool) -> None:
-    """Have ``transformer`` attend as the batch is laid out; other implementations of padded attention are left alone."""
-    if packed != (transformer.config._attn_implementation == PACKED):
-        transformer.set_attn_implementation(PACKED if packed else "sdpa")
+def _attend(model: BiEncoder | CrossEncoder, device: torch.device) -> None:
+    """Have the encoder attend as its batches are laid out; implementations that were chosen elsewhere are left alone."""
+    transformer = model.transformer
+    now = transformer.config._attn_implementation
+    wanted = "sdpa" if now in (PACKED, PADDED) else now
+    if packs_batches(model, device):
+        wanted = PACKED
+    elif wanted == "sdpa" and _attends_in_products(model, device):
+        wanted = PADDED
+    if wanted != now:
+        transformer.set_attn_implementation(wanted)
+
+
+def _attends_in_products(model: BiEncoder | CrossEncoder, device: torch.device) -> bool:
+    """Whether ``padded_attention`` is the faster one: without gradients, in bfloat16, on a CPU; for plain encoders."""
+    bfloat16 = device.type == "cpu" and _dtype(model, device) == torch.bfloat16
+    return bfloat16 and torch.is_inference_mode_enabled() and packs(model.transformer)
 
 
 def compiles(setting: Literal["auto", "always", "never"], compute: Compute, steps: int) -> bool:
@@ -123,8 +136,8 @@ def infer(
         return forward_batch(model, tokens, part, compute.device).float()
 
     with _encoder_in(model, compute.dtype):
-        # Here, for the threads must not change the model.
-        _attend(model.transformer, packs_batches(model, compute.device))
+        with torch.inference_mode():  # here, for the threads must not change the model
+            _attend(model, compute.device)
         for part, values in zip(parts, side_by_side(output, parts, compute.device), strict=True):
             outputs.append(values)
             done += len(part)
