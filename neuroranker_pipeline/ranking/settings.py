@@ -204,6 +204,8 @@ class StudentSettings:
     dimensions: lengths of prefixes of the vectors, ascending, that are to rank by themselves (Matryoshka,
     https://arxiv.org/abs/2205.13147): the loss is the mean over these and the whole. The saved student keeps its whole
     dimension; vectors[:, :d], brought back to length one, serve as smaller embeddings.
+    trained_share: of the trained weights in those saved, the rest being what training started from (WiSE-FT,
+    https://arxiv.org/abs/2109.01903): less than 1 keeps more of what the model could do outside the training data.
     The loss is the list's + ``contrast_weight`` x in-batch contrast + ``label_weight`` x the positive's cross-entropy
     in its list.
     """
@@ -223,6 +225,7 @@ class StudentSettings:
     contrast_weight: float = 0.3
     contrast_temperature: float = 0.05
     label_weight: float = 0.0
+    trained_share: float = 1.0
     lists: ListSettings = field(default_factory=ListSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
@@ -235,6 +238,7 @@ class StudentSettings:
             require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
         for name in ("contrast_weight", "label_weight"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(0 < self.trained_share <= 1, "trained_share", "above 0, at most 1", self.trained_share)
         ascending = list(self.dimensions) == sorted({d for d in self.dimensions if d > 0})
         require(ascending, "dimensions", "positive and ascending", self.dimensions)
         single = self.lists.negatives == 0

@@ -52,9 +52,22 @@ def train_student(
     label = "distilling the student" if settings.objective == "distill" else "training the control"
     result = fit(task, settings.training, seed, compute, work, progress, label, world)
     result.skipped = lists.skipped
+    if settings.trained_share < 1:
+        average_weights(model, BiEncoder.load(settings.base, settings.layers), settings.trained_share)
+        if (mrr := task.evaluate()) is not None:
+            result.dev_mrr = float(world.gather(np.array([mrr]))[0])  # one figure for all, as in the loop
     if world.main:
         model.save(out)
     return result
+
+
+@torch.no_grad()
+def average_weights(model: BiEncoder, start: BiEncoder, share: float) -> None:
+    """Make every weight of ``model`` ``share`` of itself and the rest that of ``start`` (WiSE-FT, Wortsman et al. 2022)."""
+    first = start.state_dict()
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            weight.lerp_(first[name].to(weight.device), 1 - share)
 
 
 class StudentTask:

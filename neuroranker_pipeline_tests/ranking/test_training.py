@@ -168,6 +168,30 @@ def test_the_control_differs_in_the_labels_alone(tiny, collection, oracle, tmp_p
         run_student(collection, distilled, tmp_path / "c")
 
 
+def test_a_share_of_the_weights_may_stay_what_they_were(tiny, collection, tmp_path):
+    settings = StudentSettings(
+        base=str(tiny), max_length=32, objective="hard_labels", lists=LISTS, training=replace(FAST, epochs=2)
+    )
+    run_student(collection, settings, tmp_path / "whole")
+    settings = replace(settings, trained_share=0.25)
+    result = run_student(collection, settings, tmp_path / "part", dev=collection.candidates)
+    folders = {"start": tiny, "whole": tmp_path / "whole" / "out", "part": tmp_path / "part" / "out"}
+    models = {name: BiEncoder.load(folder, max_length=32) for name, folder in folders.items()}
+    weights = {name: model.state_dict() for name, model in models.items()}
+    moved = 0.0
+    for name, start in weights["start"].items():
+        expected = start + 0.25 * (weights["whole"][name] - start)
+        torch.testing.assert_close(weights["part"][name], expected)
+        moved = max(moved, float((expected - start).abs().max()))
+    assert moved > 1e-3
+    saved = rank_by_cosine(
+        collection.candidates, collection.queries, collection.passages, TorchEncoder(models["part"], FLOAT32)
+    )
+    assert result.dev_mrr == pytest.approx(mean_reciprocal_rank(saved, positives(collection.qrels)))
+    with pytest.raises(ValueError, match="trained_share must be above 0"):
+        replace(settings, trained_share=0.0)
+
+
 def test_in_batch_contrast_alone_needs_no_candidates(tiny, collection, tmp_path):
     settings = StudentSettings(
         base=str(tiny), max_length=32, objective="hard_labels", contrast_weight=1.0,
