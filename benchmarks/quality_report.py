@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from quality import CROSS, MEMBERS, SEEDS, SHARES, UNTRAINED, Data, Study, by_collection, of_queries, only
+from quality import MEMBERS, UNTRAINED, Study
+from quality_recipes import CHOSEN_SHARE, FINAL, ONCE, SEEDS, SHARES
+from quality_tables import Data, by_collection, of_queries, only
 
 from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
 from neuroranker_pipeline.evaluation.significance import (
@@ -36,13 +37,9 @@ GRID = (0.0, 0.1, 0.2, 0.3, 0.5)
 class Report:
     def __init__(self, study: Study) -> None:
         self.study, self.data = study, study.data
-        given = self.data.queries.filter(pc.equal(self.data.queries["split"], "test-dl19"))["qid"].to_pylist()
-        groups = by_collection([qid for qid in self.data.report if qid not in set(given)])
-        self.untouched = {"DL 2019": given, **groups}
+        groups = by_collection([qid for qid in self.data.report if qid not in set(self.data.dl19)])
+        self.untouched = {"DL 2019": self.data.dl19, **groups}
         self.groups = self.untouched
-        self.chosen = json.loads((study.work / "regime.json").read_text())
-        self.regime, _, share = self.chosen["chosen"].partition("~")
-        self.share = f"~{share}" if share else ""
 
     def run(self, name: str) -> pa.Table:
         """A ranker's scores of all evaluated candidates; those of what reads the best alone as a cascade over the base
@@ -51,14 +48,13 @@ class Report:
             return self.study.evaluated
         scores = self.study.scores(name)
         base = only(self.study.scores("base"), self.study.evaluated)
-        if name in (*CROSS, "large-tuned"):
+        if name not in UNTRAINED and name in MEMBERS:
             return cascade_run(base, only(scores, self.study.cascade()))
         return only(scores, self.study.evaluated)
 
-    def ensemble(self, members: Sequence[str]) -> tuple[pa.Table, dict[str, float]]:
-        scores, weights = self.study.teacher(members, self.study.cascade())
+    def ensemble(self) -> pa.Table:
         base = only(self.study.scores("base"), self.study.evaluated)
-        return cascade_run(base, only(scores, self.study.cascade())), weights
+        return cascade_run(base, only(self.study.scores("teacher"), self.study.cascade()))
 
     def values(self, run: pa.Table, group: str) -> np.ndarray:
         """The measure of every query of a group, in the order of their qids."""
@@ -67,11 +63,9 @@ class Report:
         _, found = measure_vectors(ranked(of_queries(run, qids)), self.data.judged_of(qids), [measure], level)
         return found[measure]
 
-    def seeds(self, kind: str, share: str | None = None) -> list[pa.Table]:
-        return [self.student(kind, seed, share) for seed in SEEDS]
-
-    def student(self, kind: str, seed: int, share: str | None = None) -> pa.Table:
-        return self.run(f"{kind}~{self.regime}~{seed}{self.share if share is None else share}")
+    def students(self, name: str, share: float = CHOSEN_SHARE) -> list[pa.Table]:
+        seeds = SEEDS if name in FINAL else SEEDS[:1]
+        return [self.run(f"{name}~{seed}~{share:g}") for seed in seeds]
 
     def mean(self, runs: Sequence[pa.Table], group: str) -> np.ndarray:
         return np.mean([self.values(run, group) for run in runs], axis=0)
@@ -81,7 +75,7 @@ class Report:
     def with_bm25(self, run: pa.Table, weight: float) -> pa.Table:
         if not weight:
             return run
-        return combine({"model": run, "BM25": self.study.evaluated}, {"model": 1.0, "BM25": weight})
+        return combine({"model": run, "BM25": only(self.study.evaluated, run)}, {"model": 1.0, "BM25": weight})
 
     def weight(self, runs: Sequence[pa.Table]) -> float:
         """BM25's weight with the highest MRR@10 on the choosing half of the MS MARCO slice, the smallest of equals."""
@@ -124,10 +118,6 @@ class Report:
         print()
 
 
-def weights_text(weights: dict[str, float]) -> str:
-    return ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items() if weight)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -135,43 +125,39 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     report = Report(Study(arguments.work, Data(arguments.tables, arguments.tiny), "", ""))
-    print("## Chosen on the choosing halves\n")
-    columns = list(next(iter(report.chosen["choose"].values())))
-    print("| regime, share | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
-    for name, row in report.chosen["choose"].items():
+    regimes, weights = (json.loads((arguments.work / f"{name}.json").read_text()) for name in ("regimes", "weights"))
+    print("## The regimes on the choosing halves, one seed\n")
+    columns = list(regimes["base"])
+    print("| regime~seed~share | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
+    for name, row in regimes.items():
         print(f"| {name} | " + " | ".join(f"{row[column]:.4f}" for column in columns) + " |")
-    print(f"\nChosen: {report.chosen['chosen']}\n")
-    teacher, weights = report.ensemble(MEMBERS)
-    print(f"Ensemble: {weights_text(weights)}\n")
-    students = {kind: report.seeds(kind) for kind in ("distilled", "hard")}
-    base, large = report.run("base"), report.run("large")
-    alone = {"pydocs alone": [report.student("pydocs", 1)], "sentences alone": [report.student("sentences", 1)]}
+    print("\nEnsemble: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + "\n")
+    teacher, base = report.ensemble(), report.run("base")
+    students = {name: report.students(name) for name in (*FINAL, *ONCE)}
+    # What reads the best alone is summed over those.
+    best = {name: [only(report.study.scores(name), report.study.cascade())] for name in ("large-tuned", "teacher")}
     sums = {}
-    for name, runs in {"base": [base], "ensemble": [teacher], **students}.items():
+    for name, runs in {"base": [base], "large": [report.run("large")], **best, **students}.items():
         weight = report.weight(runs)
         sums[f"{name} + {weight:g} BM25"] = [report.with_bm25(run, weight) for run in runs]
-    other = {
-        f"{kind}, share {share}": report.seeds(kind, "" if share == 1 else f"~{share}")
-        for kind in students
-        for share in (*SHARES, 1)
-        if f"~{share}" != report.share
-    }
-    members = {name: [report.run(name)] for name in (*UNTRAINED, "large-tuned", *CROSS)}
+    members = {name: [report.run(name)] for name in ("BM25", *MEMBERS)}
     report.groups = by_collection(report.data.choose)
     print("## On the choosing halves, which flatter what was chosen there\n")
-    report.means({"BM25": [report.run("BM25")], **members, "ensemble": [teacher], **students, **alone})
-    report.compare("Distilled against hard labels on the choosing halves", students["distilled"], students["hard"])
+    report.means({**members, "ensemble": [teacher], **students})
     report.groups = report.untouched
     print("## On the untouched halves\n")
-    report.means({"BM25": [report.run("BM25")], **members, "ensemble": [teacher], **students, **alone, **sums, **other})
+    other = {f"{n}, share {s:g}": report.students(n, s) for n in students for s in SHARES if s != CHOSEN_SHARE}
+    report.means({**members, "ensemble": [teacher], **students, **sums, **other})
     report.compare("Ensemble against the untouched student", [teacher], [base])
     report.compare("Distilled against hard labels, means over three seeds", students["distilled"], students["hard"])
-    report.compare("Distilled against the untouched student", students["distilled"], [base])
-    report.compare("Hard labels against the untouched student", students["hard"], [base])
-    report.compare(
-        "From sentences of the pydocs passages alone against the untouched student", alone["sentences alone"], [base]
-    )
-    report.compare("The larger sentence encoder, untouched, against the untouched student", [large], [base])
+    for share in SHARES:
+        pair = (report.students(name, share) for name in ("distilled", "hard"))
+        report.compare(f"The same with share {share:g} of the trained weights", *pair)
+    for name, runs in students.items():
+        report.compare(f"{name} against the untouched student", runs, [base])
+    for title, runs in sums.items():
+        if title.startswith(("large", "distilled")):
+            report.compare(f"{title} against the untouched student", runs, [base])
 
 
 if __name__ == "__main__":
