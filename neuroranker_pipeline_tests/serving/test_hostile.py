@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import pickle
+import pickletools
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -44,11 +44,15 @@ def test_the_same_seed_gives_the_same_attacks(hostile: ModuleType, tmp_path: Pat
     assert len(first) == 60
 
 
-def test_the_payload_is_one_that_works(tmp_path: Path) -> None:
-    import attacks
+def test_the_payload_is_one_that_works(hostile: ModuleType, tmp_path: Path) -> None:
+    import attacks  # beside the script
 
-    pickle.loads(attacks.unpickled_creates(tmp_path / "unpickled")).close()
-    assert (tmp_path / "unpickled").exists()
+    payload = attacks.unpickled_creates(tmp_path / "made")
+    steps = [(code.name, value) for code, value, _ in pickletools.genops(payload)]
+    assert steps == [
+        *[("GLOBAL", "builtins open"), ("MARK", None), ("UNICODE", str(tmp_path / "made")), ("UNICODE", "w")],
+        *[("TUPLE", None), ("REDUCE", None), ("STOP", None)],  # REDUCE calls the function with the tuple
+    ]
 
 
 @pytest.mark.parametrize(
