@@ -38,7 +38,7 @@ def train_ensemble(step: Step) -> None:
     """
     from neuroranker_pipeline.ranking.device import pick_compute
     from neuroranker_pipeline.ranking.lists import positives
-    from neuroranker_pipeline.ranking.members import MEMBERS, score_member, together
+    from neuroranker_pipeline.ranking.members import MEMBERS, open_member, score_pairs, together
     from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, top_by
 
     settings, relevant = step.settings.teacher, positives(read_table(step.read("qrels")))
@@ -50,7 +50,7 @@ def train_ensemble(step: Step) -> None:
     for name, member in settings.members.items():
         folder, place = step.work / MEMBERS / name, step.work / "dev" / name
         results[name] = finished(folder, partial(_made, step, name, member, dev, relevant))
-        scores[name] = score_member(folder, dev, texts, found, compute, step.progress, place)
+        scores[name] = score_pairs(open_member(folder), dev, texts, found, compute, step.progress, place)
     scores[BASE_STUDENT] = dev.select(["qid", "pid", "score"])
     ensemble = _weighted(step, scores, relevant)
     _put_together(step, ensemble)
@@ -65,7 +65,8 @@ def train_ensemble(step: Step) -> None:
     shown = {name: run for name, run in scores.items() if name not in (ensemble.best, BASE_STUDENT)}
     runs = {"this model": alone, "the ensemble": total, **shown, "base student": dev, "BM25": bm25_run}
     best = settings.members[ensemble.best]
-    write_card(step, best.recipe(), results[ensemble.best], runs, weights=ensemble.weights)
+    if best.train:  # a model taken as it is has a card of its own, which says what it is and learned from
+        write_card(step, best.recipe(), results[ensemble.best], runs, weights=ensemble.weights)
 
 
 def _made(
@@ -112,7 +113,7 @@ def _weighted(step: Step, scores: Mapping[str, pa.Table], relevant: Mapping[str,
     judged = judgments_of(read_table(step.read("qrels")), pc.unique(scores[BASE_STUDENT]["qid"]).to_pylist())
 
     def quality(run: pa.Table) -> float:
-        if measure == "MRR@10":
+        if measure == "MRR@10" or not judged.num_rows:  # without dev queries all weights are equal
             return mean_reciprocal_rank(run, relevant)
         return mean_measures(run, judged, [measure])[measure]
 

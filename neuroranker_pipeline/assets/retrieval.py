@@ -158,6 +158,7 @@ def _searched(step: Step, shard: pa.Table) -> Iterator[pa.RecordBatch]:
     from neuroranker_pipeline.retrieval.bm25 import Searcher
 
     bm25, own = tuned_parameters(step.settings.bm25, step.read("bm25_parameters")), own_passages(step)
+    own = own.filter(pc.is_in(own["qid"], shard["qid"].combine_chunks()))
     for name in collections(step.settings):
         asked = shard.filter(_belongs(shard["qid"], name, step.settings))
         if asked.num_rows:

@@ -45,6 +45,7 @@ def _mines(settings: Settings) -> bool:
     ],
     settings=[
         "student",
+        "mining",
         "collection_weights",
         "cascade_depth",
         "seed",
@@ -73,7 +74,7 @@ def student_checkpoint(step: Step) -> None:
     mrr = step.figures.get("dev/MRR@10", 0.0)  # without dev queries there is none
     asked = pc.count_distinct(dev["qid"]).as_py()
     step.check(checks.beats_bm25(mrr, bm25, step.settings.bounds.student_over_bm25, asked))
-    step.check(checks.not_worse_than_base(mrr, base, step.settings.bounds.student_over_base))
+    step.check(checks.not_worse_than_base(mrr, base, step.settings.bounds.student_over_base, asked))
     encoder = TorchEncoder(BiEncoder.load(step.out), pick_compute(step.settings.device))
     run = rank_by_cosine(dev, texts, found, encoder)
     runs = {"this model": run, "base student": base_run, "BM25": bm25_run}

@@ -19,7 +19,6 @@ from neuroranker_pipeline.checks import corpus as checks
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.joined import MAIN, collection_of
 from neuroranker_pipeline.datasets.prepare import digest_of_file
-from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.tables import QUERIES, read_batches, read_table, read_texts, write_table
 from neuroranker_pipeline.orchestration.partitions import is_unjudged
 from neuroranker_pipeline.ranking.settings import UNJUDGED
@@ -51,6 +50,7 @@ def _file_version(workspace: Workspace) -> Mapping[str, str]:
     columns=Columns(QUERIES, {"qid": "passages.pid", "text": "passages.text"}),
     automation=WHEN_INPUTS_CHANGE,
     also_from=_file_version,
+    code_version="2",
 )
 def unjudged_queries(step: Step) -> None:
     """Queries that nobody has judged, for the student to learn from by the teacher's scores: qid, text, split (its shard).
@@ -63,7 +63,7 @@ def unjudged_queries(step: Step) -> None:
     settings = step.settings.unjudged
     asked, own = pa.table([[], [], []], schema=QUERIES), OWN.empty_table()
     if settings.source == "file":
-        rejects = Rejects(step.settings.data.max_reject_share)
+        rejects = step.rejects()
         asked = logged_queries(step.unjudged_file, settings, rejects)
         step.account(rejects)
     elif settings.source != "none":

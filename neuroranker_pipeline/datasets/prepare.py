@@ -94,9 +94,7 @@ class PreparedSource:
     def passages(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         seen, before = SeenIds(), rejects.total
         for rows in prefetched(self.raw.passage_rows(rejects)):
-            if self.raw.settings.repair_encoding:
-                rows = rows.having(text=repaired(rows.columns["text"]))
-            rows = _unique(_usable(rows, ("pid", "text"), rejects), "pid", seen, rejects)
+            rows = unique(usable(self._repaired(rows), ("pid", "text"), rejects), "pid", seen, rejects)
             rejects.accept(len(rows))
             yield _batch(rows, PASSAGES)
         if rejects.total == before:
@@ -105,19 +103,20 @@ class PreparedSource:
     def titles(self) -> Iterator[pa.RecordBatch]:
         if not hasattr(self.raw, "title_rows"):
             raise BadInput(f"{self.name}: its passages have no titles; choose another unjudged.source")
-        unread = Rejects(1.0)  # a passage without a title is none the worse
+        seen, unread = SeenIds(), Rejects(1.0)  # a passage without a title is none the worse
         for rows in self.raw.title_rows(unread):
-            yield _batch(_usable(rows, ("pid", "text"), unread), PASSAGES)
+            rows = unique(usable(self._repaired(rows), ("pid", "text"), unread), "pid", seen, unread)
+            yield _batch(rows, PASSAGES)
 
     def queries(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         seen, before = SeenIds(), rejects.total
         for rows in self.raw.query_rows(rejects):
-            rows = _usable(rows, ("qid", "text"), rejects)
+            rows = usable(rows, ("qid", "text"), rejects)
             split = pa.array([self._splits.of(qid) for qid in rows.columns["qid"].to_pylist()], pa.string())
             judged = np.asarray(split.is_valid(), bool)
             rejects.leave_out(UNJUDGED, int((~judged).sum()))
             rows = rows.having(split=split).filter(judged)
-            rows = _unique(rows, "qid", seen, rejects)
+            rows = unique(rows, "qid", seen, rejects)
             rejects.accept(len(rows))
             yield _batch(rows, QUERIES)
         if rejects.total == before and self.raw.settings.judged:
@@ -126,7 +125,7 @@ class PreparedSource:
     def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         splits = self._splits
         for rows in self.raw.judgment_rows(rejects):
-            rows = _graded(_usable(rows, ("qid", "pid"), rejects), rejects)
+            rows = _graded(usable(rows, ("qid", "pid"), rejects), rejects)
             qids, given = rows.columns["qid"].to_pylist(), rows.columns["split"].to_pylist()
             mine = np.fromiter((splits.given(q) == s for q, s in zip(qids, given, strict=True)), bool, len(rows))
             rejects.leave_out(ELSEWHERE, int((~mine).sum()))
@@ -137,13 +136,16 @@ class PreparedSource:
     def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         order = 0
         for rows in self.raw.run_rows(rejects):
-            rows = _usable(rows, ("qid", "pid"), rejects)
+            rows = usable(rows, ("qid", "pid"), rejects)
             wrong = pc.fill_null(pc.invert(pc.match_substring_regex(rows.columns["score"], NUMBER)), False)
             rows = rows.drop(wrong, "the score is no number", rejects, "score", "qid")
             scores = pc.cast(rows.columns["score"], pa.float32(), safe=False)
             in_order = pa.array(-(order + np.arange(len(rows), dtype=np.float32)))
             order += len(rows)
             yield _batch(_placed(rows.having(score=pc.coalesce(scores, in_order))), GIVEN)
+
+    def _repaired(self, rows: Rows) -> Rows:
+        return rows.having(text=repaired(rows.columns["text"])) if self.raw.settings.repair_encoding else rows
 
     def _files(self, table: str) -> str:
         return ", ".join(map(str, self.raw.files(table))) or self.name
@@ -159,7 +161,7 @@ class PreparedSource:
         return Splits(judged(), self.raw.settings)
 
 
-def _usable(rows: Rows, columns: tuple[str, str], rejects: Rejects) -> Rows:
+def usable(rows: Rows, columns: tuple[str, str], rejects: Rejects) -> Rows:
     """Rows with a value in both columns, trimmed; ids hold no white space, which TREC's files could not, and are short."""
     trimmed = {name: pc.utf8_trim_whitespace(rows.columns[name]) for name in columns}
     rows = rows.having(**trimmed)
@@ -175,7 +177,8 @@ def _usable(rows: Rows, columns: tuple[str, str], rejects: Rejects) -> Rows:
     return rows
 
 
-def _unique(rows: Rows, key: str, seen: SeenIds, rejects: Rejects) -> Rows:
+def unique(rows: Rows, key: str, seen: SeenIds, rejects: Rejects) -> Rows:
+    """Rows whose id in the column ``key`` did not occur before."""
     return rows.drop(~seen.first_time(rows.columns[key]), f"repeated {key}", rejects, key, key)
 
 

@@ -9,9 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+def stable_number(text: str) -> int:
+    """64 bits of a text's hash: the same on every machine and in every run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
 def stable_shard(identifier: str, shards: int) -> int:
     """The shard, 0 to ``shards - 1``, of an id: the same on every machine and in every run."""
-    return int.from_bytes(hashlib.blake2b(identifier.encode(), digest_size=8).digest(), "big") % shards
+    return stable_number(identifier) % shards
 
 
 def queries_of_shard(queries: pa.Table, key: str, train_shards: int) -> pa.Table:

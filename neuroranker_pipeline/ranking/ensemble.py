@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.ranking.scoring import query_numbers, scores_table
+from neuroranker_pipeline.ranking.scoring import centred_by_query, scores_of, scores_table
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 LEAST_GAIN = 1e-4  # a change of weight that gains less is noise: the weights stay as they are
@@ -20,11 +20,8 @@ def standardize(scores: pa.Table) -> pa.Table:
     The z-score normalization of score fusion (Montague and Aslam 2001, "Relevance score normalization for metasearch"):
     cosines, logits and BM25 scores have scales of their own, and those differ from query to query.
     """
-    values = scores["score"].to_numpy().astype(np.float64)
-    query = query_numbers(scores)
-    count = np.maximum(np.bincount(query), 1)
-    centred = values - (np.bincount(query, values) / count)[query]
-    spread = np.sqrt(np.bincount(query, centred**2) / count)[query]
+    query, centred, spreads = centred_by_query(scores)
+    spread, values = spreads[query], scores["score"].to_numpy()
     alike = spread <= 1e-9 * np.maximum(1.0, np.abs(values))  # what rounding leaves of equal scores is no spread
     return scores_table(scores, np.where(alike, 0.0, centred / np.where(alike, 1.0, spread)).astype(np.float32))
 
@@ -38,9 +35,13 @@ def combine(members: Mapping[str, pa.Table], weights: Mapping[str, float]) -> pa
     unknown = sorted(set(weights) - set(members))
     if unknown:
         raise BadInput(f"ensemble: weight {unknown[0]!r} names no member; the members are {', '.join(members)}")
-    first, columns = _aligned(members)
-    total = sum((weights.get(name, 0.0) * column for name, column in columns.items()), np.zeros(len(first)))
-    return scores_table(first, total.astype(np.float32))
+    return weighted_sum(*_aligned(members), weights)
+
+
+def weighted_sum(rows: pa.Table, columns: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> pa.Table:
+    """A scores table of ``rows``: the sum of the columns, each (n,), times their weights, 0 where none is given."""
+    total = sum((weights.get(name, 0.0) * column for name, column in columns.items()), np.zeros(len(rows)))
+    return scores_table(rows, total.astype(np.float32))
 
 
 def choose_weights(
@@ -57,8 +58,7 @@ def choose_weights(
     first, columns = _aligned(members)
 
     def value(weights: Mapping[str, float]) -> float:
-        total = sum((weights[name] * column for name, column in columns.items()), np.zeros(len(first)))
-        return measure(scores_table(first, total.astype(np.float32)))
+        return measure(weighted_sum(first, columns, weights))
 
     starts = [dict.fromkeys(members, 1.0)] + [{name: float(name == one) for name in members} for one in members]
     best, weights = max(((value(start), start) for start in starts), key=lambda pair: pair[0])
@@ -79,15 +79,7 @@ def choose_weights(
 
 def _aligned(members: Mapping[str, pa.Table]) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """The first member's rows, and every member's standardized scores in their order, (n,) float64."""
-    tables = {name: standardize(scores) for name, scores in members.items()}
-    first = next(iter(tables.values()))
-    rows = first.select(["qid", "pid"]).append_column("row", pa.array(np.arange(len(first))))
-    columns = {}
-    for name, scores in tables.items():
-        joined = rows.join(scores.select(["qid", "pid", "score"]), ["qid", "pid"], join_type="left outer").sort_by(
-            "row"
-        )
-        if joined["score"].null_count or len(joined) != len(first):
-            raise BadInput(f"ensemble: member {name!r} must hold every row of the others exactly once")
-        columns[name] = joined["score"].to_numpy().astype(np.float64)
-    return first, columns
+    first = next(iter(members.values()))
+    return first, {
+        name: scores_of(first, standardize(scores), f"ensemble: member {name!r}") for name, scores in members.items()
+    }

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neuroranker_pipeline.datasets.shards import stable_number
 from neuroranker_pipeline.datasets.tables import CANDIDATES
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.ranking.settings import ListSettings
@@ -252,7 +253,7 @@ def _choose(qids: Iterable[str], settings: ListSettings, seed: int) -> set[str]:
     names = set(qids)
     if settings.queries is None or len(names) <= settings.queries:
         return names
-    return set(sorted(names, key=lambda qid: (_stable(f"{seed}/{qid}"), qid))[: settings.queries])
+    return set(sorted(names, key=lambda qid: (stable_number(f"{seed}/{qid}"), qid))[: settings.queries])
 
 
 def _join_scores(parts: list[np.ndarray | None], rows: list[int]) -> np.ndarray | None:
@@ -271,12 +272,8 @@ def _strings(ids: pa.ChunkedArray) -> np.ndarray:
 def _times(weight: float, seed: int, qid: str) -> int:
     """``weight`` as a whole number: rounded up for the share of qids that its fraction is, by a hash, else down."""
     whole = int(weight)
-    return whole + (_stable(f"weight/{seed}/{qid}") < (weight - whole) * 2**64)
+    return whole + (stable_number(f"weight/{seed}/{qid}") < (weight - whole) * 2**64)
 
 
 def _generator(seed: int, qid: str, copy: int) -> np.random.Generator:
-    return np.random.default_rng([seed, _stable(qid), copy])
-
-
-def _stable(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return np.random.default_rng([seed, stable_number(qid), copy])

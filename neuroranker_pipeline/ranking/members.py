@@ -19,11 +19,11 @@ from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute
 from neuroranker_pipeline.ranking.embeddings import TorchEncoder, rank_by_cosine
-from neuroranker_pipeline.ranking.ensemble import combine
+from neuroranker_pipeline.ranking.ensemble import combine, weighted_sum
 from neuroranker_pipeline.ranking.folders import read_layout
 from neuroranker_pipeline.ranking.hub import resolve_model
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
-from neuroranker_pipeline.ranking.scoring import add_scores, mean_spread, score_candidates, scores_table
+from neuroranker_pipeline.ranking.scoring import add_scores, mean_spread, score_candidates, scores_of, scores_table
 from neuroranker_pipeline.ranking.settings import MemberSettings
 
 ENSEMBLE = "ensemble.json"
@@ -100,9 +100,7 @@ def save_ready(settings: MemberSettings, folder: Path) -> None:
 
     Raises ``ModelNotFound``, or ``BadInput`` for a folder that is neither.
     """
-    found = resolve_model(settings.base)
-    model = CrossEncoder if read_layout(found).cross_encoder else BiEncoder
-    model.load(found, settings.layers, settings.max_length).save(folder)
+    open_member(resolve_model(settings.base), settings.layers, settings.max_length).save(folder)
 
 
 def is_cross_encoder(folder: Path) -> bool:
@@ -110,8 +108,13 @@ def is_cross_encoder(folder: Path) -> bool:
     return read_layout(folder).cross_encoder
 
 
-def score_member(
-    folder: Path,
+def open_member(folder: Path, layers: int | None = None, max_length: int | None = None) -> CrossEncoder | BiEncoder:
+    """A member's model, whichever of the two it is. Raises ``BadInput`` for a folder that is neither."""
+    return (CrossEncoder if is_cross_encoder(folder) else BiEncoder).load(folder, layers, max_length)
+
+
+def score_pairs(
+    model: CrossEncoder | BiEncoder,
     pairs: pa.Table,
     queries: Mapping[str, str],
     passages: Mapping[str, str],
@@ -119,13 +122,15 @@ def score_member(
     progress: Progress = silent,
     work: Path | None = None,
 ) -> pa.Table:
-    """A scores table of ``pairs`` (qid, pid) by the model in ``folder``: a cross-encoder's logits, a bi-encoder's cosines.
+    """A scores table of ``pairs`` (qid, pid): a cross-encoder's logits, or a bi-encoder's cosines.
 
     work: keeps finished parts; see ``infer_in_parts``.
     """
-    if is_cross_encoder(folder):
-        return score_candidates(CrossEncoder.load(folder), pairs, queries, passages, compute, progress, work)
-    return rank_by_cosine(pairs, queries, passages, TorchEncoder(BiEncoder.load(folder), compute, work))
+    if isinstance(model, CrossEncoder):
+        return score_candidates(model, pairs, queries, passages, compute, progress, work)
+    scores = rank_by_cosine(pairs, queries, passages, TorchEncoder(model, compute, work))
+    progress("scoring", len(scores), len(scores))
+    return scores
 
 
 def score_teacher(
@@ -154,10 +159,10 @@ def score_teacher(
     scores = {}
     for name, member in held.needed.items():
         if member.folder is None:
-            scores[name] = _of_pairs(prior, pairs)
+            scores[name] = scores_table(pairs, scores_of(pairs, prior).astype(np.float32))
         else:
-            place = None if work is None else work / name
-            scores[name] = score_member(folder / member.folder, pairs, queries, passages, compute, progress, place)
+            model, place = open_member(folder / member.folder), None if work is None else work / name
+            scores[name] = score_pairs(model, pairs, queries, passages, compute, progress, place)
     total = _over_lists(held, scores) if lists else together(held, scores)
     return total, scores[held.best]
 
@@ -170,16 +175,11 @@ def together(ensemble: Ensemble, scores: Mapping[str, pa.Table]) -> pa.Table:
 
 def _over_lists(ensemble: Ensemble, scores: Mapping[str, pa.Table]) -> pa.Table:
     """The weighted sum of the members' scores, each divided by its spread on the dev split."""
-    total = np.zeros(len(scores[ensemble.best]))
-    for name, weight in ensemble.weights.items():
-        values = scores[name]["score"].to_numpy().astype(np.float64)
-        total += weight * values / (ensemble.members[name].spread or mean_spread(scores[name]) or 1.0)
-    return scores_table(scores[ensemble.best], total.astype(np.float32))
-
-
-def _of_pairs(scores: pa.Table, pairs: pa.Table) -> pa.Table:
-    """The rows of a scores table for ``pairs``, in their order."""
-    return add_scores(scores_table(pairs, np.zeros(len(pairs), np.float32)), scores, 1.0)
+    columns = {}
+    for name in ensemble.weights:
+        spread = ensemble.members[name].spread or mean_spread(scores[name]) or 1.0
+        columns[name] = scores[name]["score"].to_numpy().astype(np.float64) / spread
+    return weighted_sum(scores[ensemble.best], columns, ensemble.weights)
 
 
 def open_base(ensemble: Ensemble) -> BiEncoder:

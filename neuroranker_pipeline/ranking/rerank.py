@@ -12,13 +12,12 @@ import pyarrow as pa
 
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.ranking.device import Compute, pick_compute
-from neuroranker_pipeline.ranking.embeddings import Encoder, TorchEncoder, rank_by_cosine
+from neuroranker_pipeline.ranking.embeddings import Encoder, rank_by_cosine
 from neuroranker_pipeline.ranking.ensemble import combine
-from neuroranker_pipeline.ranking.folders import read_layout
 from neuroranker_pipeline.ranking.hub import resolve_model
-from neuroranker_pipeline.ranking.members import Single, open_base, read_members
+from neuroranker_pipeline.ranking.members import Single, open_base, open_member, read_members, score_pairs
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
-from neuroranker_pipeline.ranking.scoring import score_candidates, scores_table, texts
+from neuroranker_pipeline.ranking.scoring import scores_table, texts
 
 if TYPE_CHECKING:
     from neuroranker_pipeline.serving.cross_encoder import OnnxCrossEncoder
@@ -56,10 +55,10 @@ class VectorRanker:
 
 
 @dataclass(frozen=True)
-class PairRanker:
-    """Ranks by a cross-encoder's score of each query-passage pair."""
+class TorchRanker:
+    """Ranks by a cross-encoder's score of each query-passage pair, or by a bi-encoder's cosine."""
 
-    model: CrossEncoder
+    model: CrossEncoder | BiEncoder
     compute: Compute
 
     def rerank(
@@ -69,7 +68,7 @@ class PairRanker:
         passages: Mapping[str, str],
         progress: Progress = silent,
     ) -> pa.Table:
-        return score_candidates(self.model, candidates, queries, passages, self.compute, progress)
+        return score_pairs(self.model, candidates, queries, passages, self.compute, progress)
 
 
 @dataclass(frozen=True)
@@ -130,20 +129,10 @@ def load_ranker(model: str | Path, compute: Compute | None = None) -> Ranker:
         return OnnxPairRanker(exported) if isinstance(exported, OnnxCrossEncoder) else VectorRanker(exported)
     compute, held = compute or pick_compute(), read_members(folder)
     if isinstance(held, Single):
-        return _open(folder, compute)
-    members: dict[str, Ranker] = {}
-    for name in held.weights:
-        place = held.members[name].folder
-        members[name] = (
-            VectorRanker(TorchEncoder(open_base(held), compute)) if place is None else _open(folder / place, compute)
-        )
-    return EnsembleRanker(members, held.weights)
-
-
-def _open(folder: Path, compute: Compute) -> Ranker:
-    if read_layout(folder).cross_encoder:
-        return PairRanker(CrossEncoder.load(folder), compute)
-    return VectorRanker(TorchEncoder(BiEncoder.load(folder), compute))
+        return TorchRanker(open_member(folder), compute)
+    places = {name: held.members[name].folder for name in held.weights}
+    models = {name: open_base(held) if at is None else open_member(folder / at) for name, at in places.items()}
+    return EnsembleRanker({name: TorchRanker(model, compute) for name, model in models.items()}, held.weights)
 
 
 def rerank(

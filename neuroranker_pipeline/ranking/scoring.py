@@ -92,21 +92,34 @@ def cascade_run(prior_scores: pa.Table, teacher_scores: pa.Table) -> pa.Table:
 
 def mean_spread(scores: pa.Table) -> float:
     """The standard deviation of the scores within a query, as a mean over the queries."""
-    ordered, query, _ = _ranked(scores.select(["qid", "pid", "score"]))
-    values = ordered["score"].to_numpy().astype(np.float64)
-    count = np.maximum(np.bincount(query), 1)
+    _, _, spread = centred_by_query(scores)
+    return float(spread.mean()) if len(spread) else 0.0
+
+
+def centred_by_query(scores: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each row's query number, (n,) int64, and distance from its query's mean, (n,) float64; each query's standard
+    deviation, (queries,) float64."""
+    values, query = scores["score"].to_numpy().astype(np.float64), query_numbers(scores)
+    count = np.bincount(query)
     centred = values - (np.bincount(query, values) / count)[query]
-    return float(np.sqrt(np.bincount(query, centred**2) / count).mean()) if len(values) else 0.0
+    return query, centred, np.sqrt(np.bincount(query, centred**2) / count)
+
+
+def scores_of(rows: pa.Table, scores: pa.Table, name: str = "scores to be added") -> np.ndarray:
+    """The score of every (qid, pid) row of ``rows``, (n,) float64, from a scores table in any order, with others or not.
+
+    Raises ``BadInput`` when the table lacks a row, or holds one twice; ``name`` is what the message calls it.
+    """
+    wanted = rows.select(["qid", "pid"]).append_column("row", pa.array(np.arange(len(rows))))
+    joined = wanted.join(scores.select(["qid", "pid", "score"]), ["qid", "pid"], join_type="left outer").sort_by("row")
+    if joined["score"].null_count or len(joined) != len(rows):
+        raise BadInput(f"{name} must hold every row of the others exactly once")
+    return joined["score"].to_numpy().astype(np.float64)
 
 
 def add_scores(scores: pa.Table, others: pa.Table, factor: float) -> pa.Table:
     """``scores`` + ``factor`` x ``others``, row by row of ``scores``; raises ``BadInput`` when ``others`` lacks a row."""
-    rows = scores.select(["qid", "pid", "score"]).append_column("row", pa.array(np.arange(len(scores))))
-    renamed = others.select(["qid", "pid", "score"]).rename_columns(["qid", "pid", "other"])
-    joined = rows.join(renamed, ["qid", "pid"], join_type="left outer").sort_by("row")
-    if joined["other"].null_count or len(joined) != len(scores):
-        raise BadInput("scores to be added must hold every row of the others exactly once")
-    total = joined["score"].to_numpy() + factor * joined["other"].to_numpy()
+    total = scores["score"].to_numpy() + factor * scores_of(scores, others)
     return scores_table(scores, total.astype(np.float32))
 
 

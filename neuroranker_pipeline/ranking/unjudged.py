@@ -8,7 +8,6 @@ passage stays as it is for all other queries, and is no candidate of its own sen
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.datasets.archives import open_bytes
+from neuroranker_pipeline.datasets.prepare import unique, usable
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.rows import Rows, file_rows, text_lines, tsv_rows
-from neuroranker_pipeline.datasets.shards import stable_shard
+from neuroranker_pipeline.datasets.seen import SeenIds
+from neuroranker_pipeline.datasets.shards import stable_number, stable_shard
 from neuroranker_pipeline.datasets.tables import QRELS, QUERIES
 from neuroranker_pipeline.datasets.trec import ranked
 from neuroranker_pipeline.ranking.settings import UNJUDGED, UnjudgedSettings
@@ -31,6 +32,8 @@ OWN_FOLDER = "own"  # below the queries
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*|\s*\n\s*\n\s*")
 NO_ENDS = re.compile(r"\b(?:[A-Za-z]|e\.g|i\.e|etc|vs|cf|Dr|Mr|Mrs|Ms|St|No|Fig|al)\.$")
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
+WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 Made = tuple[str, str]
 """(the query, what is left of its passage)."""
@@ -51,9 +54,9 @@ def sentence_as_query(pid: str, text: str, settings: UnjudgedSettings) -> Made |
     """One sentence of a passage, chosen by a hash of the pid, and the passage without it; ``None`` when no sentence has the
     right number of words and leaves at least as many."""
     fitting = [(a, b) for a, b in sentences(text) if fits(text[a:b], settings)]
-    for start, end in sorted(fitting, key=lambda place: _hash(f"{pid}/{place[0]}")):
+    for start, end in sorted(fitting, key=lambda place: stable_number(f"{pid}/{place[0]}")):
         rest = f"{text[:start].rstrip()} {text[end:].lstrip()}".strip()
-        if len(rest.split()) >= len(text[start:end].split()):
+        if words(rest) >= words(text[start:end]):
             return text[start:end].strip(), rest
     return None
 
@@ -76,7 +79,7 @@ def made_queries(
     kept: list[tuple[int, str, Made]] = []  # a heap, the highest hash first
     for batch in passages:
         for row in batch.to_pylist():
-            place = _hash(row["pid"])
+            place = stable_number(row["pid"])
             if count is not None and len(kept) == count and -kept[0][0] <= place:
                 continue
             if (made := make(row)) is None:
@@ -94,16 +97,18 @@ def made_queries(
 def logged_queries(path: Path, settings: UnjudgedSettings, rejects: Rejects) -> pa.Table:
     """The queries of a file as a ``QUERIES`` table, each text once; where a ``count`` is given, those of the lowest hashes.
 
-    Memory is that of the file's texts. Ids get an ending that keeps them apart from the judged queries'.
+    Memory is that of the file's texts. Ids get an ending that keeps them apart from the judged queries'. Rows without an id
+    or a text, and those that repeat an id, are rejected.
     """
-    found: dict[str, tuple[str, str]] = {}
+    found, seen = dict[str, tuple[str, str]](), SeenIds()
     for rows in _logged_rows(path, rejects):
+        rows = unique(usable(rows, ("qid", "text"), rejects), "qid", seen, rejects)
         rejects.accept(len(rows))
         for qid, text in zip(rows.columns["qid"].to_pylist(), rows.columns["text"].to_pylist(), strict=True):
-            if qid and text and fits(text, settings):
-                found.setdefault(same_text(text), ("-".join(qid.split()), text.strip()))
-    kept = sorted(found, key=_hash)[: settings.count]
-    asked = sorted({found[key][0]: found[key][1] for key in kept}.items())
+            if fits(text, settings):
+                found.setdefault(same_text(text), (qid, text))
+    kept = sorted(found, key=stable_number)[: settings.count]
+    asked = sorted(found[key] for key in kept)
     return pa.table([[f"{q}#query" for q, _ in asked], [t for _, t in asked], [UNJUDGED] * len(asked)], schema=QUERIES)
 
 
@@ -171,8 +176,9 @@ def _has_header(path: Path) -> bool:
 
 def fits(text: str, settings: UnjudgedSettings) -> bool:
     """Whether a text has the number of words that a query may have."""
-    return settings.min_words <= len(text.split()) <= settings.max_words
+    return settings.min_words <= words(text) <= settings.max_words
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def words(text: str) -> int:
+    """The number of words. A script that puts no spaces between them counts by the character, as BERT's tokenizer does."""
+    return len(WORD.findall(text))

@@ -63,3 +63,9 @@ def test_a_finished_model_is_not_made_again(tmp_path: Path) -> None:
     assert finished(tmp_path / "model", make).steps == 3
     assert len(made) == 2
     assert json.loads((tmp_path / "model" / "training.json").read_text())["steps"] == 3
+
+
+def test_mining_makes_both_students_stale() -> None:
+    once, deeper = (load_settings("quickstart", [f"mining={{rounds: 1, depth: {depth}}}"]) for depth in (10, 20))
+    changed = {asset.name for asset in ASSETS if asset.used_settings(once) != asset.used_settings(deeper)}
+    assert changed == {"student_checkpoint", "student_control"}

@@ -48,11 +48,11 @@ def write_passages(folder: Path) -> None:
     (folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def workspace(root: Path, overrides: tuple[str, ...] = ()) -> Workspace:
+def workspace(root: Path, overrides: tuple[str, ...] = (), lake: str = "lake") -> Workspace:
     (root / "unlabelled.yaml").write_text(PROFILE)
     return Workspace(
         profile=str(root / "unlabelled.yaml"),
-        lake_root=str(root / "lake"),
+        lake_root=str(root / lake),
         data_root=str(root),
         overrides=list(overrides),
     )
@@ -126,6 +126,32 @@ def test_the_ready_teacher_is_taken_as_it_is(adapted: Workspace) -> None:
     assert held.best == "ready"
     assert held.members.keys() == {"ready", "base_student"}
     assert json.loads((folder / "training.json").read_text())["history"] == []
+    assert not (folder / "README.md").exists()  # it was trained elsewhere, on other data
+
+
+def test_a_teacher_of_other_collections_needs_no_dev_query(root: Path) -> None:
+    asked = root / "asked"
+    (asked / "qrels").mkdir(parents=True)
+    texts = [f"Tale {n}: a {a} ran home and slept till noon." for n, a in enumerate(ANIMALS)]
+    files = {
+        "corpus.jsonl": [{"_id": f"t{n}", "title": "", "text": text} for n, text in enumerate(texts)],
+        "queries.jsonl": [{"_id": f"q{n}", "text": f"which {a} ran home"} for n, a in enumerate(ANIMALS)],
+    }
+    for name, rows in files.items():
+        (asked / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = "".join(f"q{n}\tt{n}\t1\n" for n in range(len(ANIMALS)))
+    (asked / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    several = workspace(
+        root,
+        (
+            "teacher.members.ready=null",
+            "training_collections={tales: {source: beir, folder: asked, carve: {dev: 0.01}}}",
+            "teacher={layers: 1, lists: {negatives: 1}, training: {max_steps: 2, lists_per_step: 4}}",
+        ),
+        lake="several",
+    )
+    assert "teacher_checkpoint" in run(several, "teacher_checkpoint")
+    assert several.lake.usable("teacher_checkpoint").figures["base_factor"] == 0.0
 
 
 def test_a_teacher_cannot_be_trained_without_judgments(root: Path) -> None:
@@ -149,9 +175,7 @@ def test_a_log_is_learned_from_by_the_teacher_s_best(adapted: Workspace, root: P
     made = run(logged, "student_checkpoint")
     assert "teacher_scores unjudged-00" in made
     # The judged queries' candidates and scores do not depend on the log.
-    assert not [
-        name for name in made if name.startswith(("bm25_candidates dev", "base_scores dev", "passages", "queries "))
-    ]
+    assert not {"bm25_candidates dev", "base_scores dev", "passages", "queries"} & set(made)
     asked = read_table(logged.lake.read("unjudged_queries"))
     assert asked["text"].to_pylist() == ["which animal sleeps in a tree", "what food does each fox eat"]
     scores = read_table(logged.lake.read("teacher_scores", SHARD))

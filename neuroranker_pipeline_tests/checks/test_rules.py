@@ -74,6 +74,8 @@ def test_a_model_must_beat_what_it_is_measured_against() -> None:
     assert ranking.beats_bm25(0.0, 0.0, queries=0).passed  # nothing was measured
     assert ranking.not_worse_than_base(0.3, 0.3).passed
     assert not ranking.not_worse_than_base(0.29, 0.3).passed
+    assert ranking.not_worse_than_base(0.0, 0.0, 0.01, queries=0).passed
+    assert not ranking.not_worse_than_base(0.0, 0.0, 0.01, queries=1).passed
 
 
 def test_embeddings_must_be_unit_vectors_of_every_passage() -> None:

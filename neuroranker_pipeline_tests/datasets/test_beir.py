@@ -102,3 +102,15 @@ def test_titles(folder: Path) -> None:
     found = PreparedSource(BeirSource(BeirSettings(folder=str(folder))))
     titles = {row["pid"]: row["text"] for batch in found.titles() for row in batch.to_pylist()}
     assert titles == {"d1": "A title", "4": "Only a title"}
+
+
+def test_titles_are_repaired_and_counted_once_as_their_passages_are(folder: Path) -> None:
+    rows = [
+        {"_id": "d1", "title": "La mar\u00c3\u00a9e haute", "text": "monte."},
+        {"_id": "d1", "title": "B", "text": "b"},
+    ]
+    (folder / "corpus.jsonl").write_text(jsonl(rows))
+    found = source(folder, repair_encoding=True, max_reject_share=0.9)
+    assert passages(found, Rejects(0.9)) == [("d1", "La mar\u00e9e haute monte.")]
+    titles = [row for batch in found.titles() for row in batch.to_pylist()]
+    assert titles == [{"pid": "d1", "text": "La mar\u00e9e haute"}]

@@ -29,7 +29,7 @@ from neuroranker_pipeline.ranking.unjudged import (
     without_known,
     without_own,
 )
-from neuroranker_pipeline_tests.datasets.raw import table, tuples
+from neuroranker_pipeline_tests.datasets.raw import reasons, table, tuples
 
 SETTINGS = UnjudgedSettings(source="sentences", min_words=3, max_words=8)
 WORDS = st.lists(st.sampled_from(["red", "owls", "fly", "at", "night", "e.g.", "Mr.", "3.5"]), min_size=1, max_size=12)
@@ -76,6 +76,20 @@ def test_the_sentence_is_gone_from_the_rest_and_differs_from_passage_to_passage(
     assert len({query for query, _ in filter(None, made)}) == 3
     assert sentence_as_query("p", "Too short. It is.", SETTINGS) is None
     assert sentence_as_query("p", "The only sentence of this passage.", SETTINGS) is None
+
+
+def test_words_without_spaces_are_counted_by_the_character() -> None:
+    cat, dog, bird = (
+        "\u732b\u306f\u5bdd\u308b\u3002",
+        "\u72ac\u306f\u8d70\u308b\u3002",
+        "\u9ce5\u306f\u98db\u3076\u3002",
+    )
+    made = sentence_as_query("p", cat + dog + bird, SETTINGS)
+    assert made is not None
+    query, rest = made
+    assert query in (cat, dog, bird)
+    assert Counter(query + rest.replace(" ", "")) == Counter(cat + dog + bird)
+    assert sentence_as_query("p", cat * 3, UnjudgedSettings(source="sentences", min_words=6)) is None
 
 
 def test_a_title_is_taken_off_its_passage() -> None:
@@ -146,6 +160,14 @@ def test_a_log_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     rejects = Rejects(1.0)
     assert logged_queries(tmp_path / "log.tsv", LOG, rejects).num_rows == 1
     assert rejects.total == 2
+
+
+def test_rows_of_a_log_that_cannot_be_told_apart_are_rejected(tmp_path: Path) -> None:
+    rows = [("1", "where do owls sleep"), ("1", "red fox"), ("a b", "grey fox"), ("", "bees hum"), ("2", " ")]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"qid": q, "text": t}) + "\n" for q, t in rows))
+    rejects = Rejects(1.0)
+    assert logged_queries(tmp_path / "log.jsonl", LOG, rejects)["qid"].to_pylist() == ["1#query"]
+    assert reasons(rejects) == [(2, "repeated qid"), (3, "white space in the qid"), (4, "no qid"), (5, "no text")]
 
 
 def test_a_log_s_queries_are_chosen_by_their_text(tmp_path: Path) -> None:
