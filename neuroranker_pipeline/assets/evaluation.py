@@ -59,6 +59,7 @@ KEPT_MEASURES = 2  # of an evaluation, query by query in the run metrics: what l
     settings=["device", "seed", "cascade_depth"],
     shards="tests",
     checks=[checks.agrees_with_trec_eval],
+    pool="gpu",  # the rankers run there, and are timed
     freshness=NIGHTLY,
     code_version="2",
     by_content=False,

@@ -118,6 +118,13 @@ class LakeAsset:
         """The settings that this asset depends on, by dotted name."""
         return {name: _plain(_lookup(settings, name)) for name in self.settings}
 
+    def outside(self, workspace: Workspace) -> dict[str, str]:
+        """The versions, by name, of what it is made from beside other assets."""
+        versions = dict(self.also_from(workspace)) if self.also_from else {}
+        if self.from_source:
+            versions[f"{RAW_DATASET}:{self.from_source}"] = workspace.source.digest(self.from_source)
+        return versions
+
     def fingerprint(
         self, workspace: Workspace, partition: str | None
     ) -> tuple[str, dict[str, Manifest], dict[str, str]]:
@@ -126,15 +133,11 @@ class LakeAsset:
         Raises ``NotReady`` when an input is missing or failed a blocking check.
         """
         manifests: dict[str, Manifest] = {}
-        versions: dict[str, str] = {}
-        if self.from_source:
-            versions[f"{RAW_DATASET}:{self.from_source}"] = workspace.source.digest(self.from_source)
+        versions = self.outside(workspace)
         for asset, key in self.inputs(workspace.settings, partition):
             manifests[label(asset, key)] = manifest = workspace.lake.usable(asset, key)
             versions[label(asset, key)] = manifest.data_version
         _demand_one_lineage(manifests.values(), versions)
-        if self.also_from:
-            versions.update(self.also_from(workspace))
         return (
             fingerprint(self.code_version, self.used_settings(workspace.settings), versions),
             manifests,

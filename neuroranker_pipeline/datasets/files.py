@@ -85,6 +85,7 @@ class FilesSettings(CollectionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(bool(self.tests), "tests", "at least one split", self.tests)
         for name in self.tests:
             good = re.fullmatch(r"test(-[A-Za-z0-9_.-]+)?", name) is not None
             require(good, "tests", "test or test-<name> of letters, digits, '.', '_' and '-'", name)

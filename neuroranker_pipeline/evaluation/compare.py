@@ -44,20 +44,12 @@ class PastEvaluation:
 
 
 @dataclass(frozen=True)
-class RankerChange:
+class RankerChange(significance.Paired):
     """A ranker's mean ``before`` and ``after``; the difference is paired by query, ``p_holm`` adjusted over the rankers."""
 
     ranker: str
     before: float
     after: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    wins: int
-    losses: int
-    ties: int
 
 
 @dataclass(frozen=True)
@@ -158,24 +150,11 @@ def _common(what: str, first: Sequence[str], second: Sequence[str], wanted: str 
 
 def _changes(vectors: Mapping[str, tuple[list[str], np.ndarray, np.ndarray]], seed: int) -> tuple[RankerChange, ...]:
     """Every ranker's change, the best of ``after`` first."""
-    p_values = {name: significance.paired_randomization(new, old, seed) for name, (_, old, new) in vectors.items()}
-    adjusted = dict(zip(p_values, significance.holm(list(p_values.values())), strict=True))
-    changes = []
-    for name, (_, old, new) in vectors.items():
-        low, high = significance.bootstrap_interval(new - old, seed)
-        changes.append(
-            RankerChange(
-                name,
-                float(old.mean()),
-                float(new.mean()),
-                float((new - old).mean()),
-                low,
-                high,
-                p_values[name],
-                adjusted[name],
-                *significance.wins_losses_ties(new, old),
-            )
-        )
+    found = significance.compare_pairs([(new, old) for _, old, new in vectors.values()], seed)
+    changes = [
+        RankerChange(name, float(old.mean()), float(new.mean()), **vars(one))
+        for (name, (_, old, new)), one in zip(vectors.items(), found, strict=True)
+    ]
     return tuple(sorted(changes, key=lambda change: (-change.after, change.ranker)))
 
 

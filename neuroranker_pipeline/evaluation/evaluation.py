@@ -20,6 +20,7 @@ from neuroranker_pipeline.evaluation.groups import Breakdown, break_down
 from neuroranker_pipeline.evaluation.measures import (
     DEFAULT_MEASURES,
     judgments,
+    long_table,
     measure_vectors,
     oracle,
     ranked,
@@ -51,7 +52,7 @@ class RankerSummary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(significance.Paired):
     """``ranker`` minus ``against`` in one measure, paired by query; ``p_holm`` is adjusted over all
     comparisons.
     """
@@ -59,14 +60,6 @@ class Comparison:
     ranker: str
     against: str
     measure: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    wins: int
-    losses: int
-    ties: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +170,7 @@ def evaluate(
         grades=_grades(judged),
         breakdowns=break_down(groups or {}, qids, primary, seed),
         distributions=_distributions(scores or {}, ordered, judged, relevance_level),
-        per_query=_long_table(qids, vectors),
+        per_query=long_table(qids, vectors),
         runs=ordered,
         examples=_examples(qids, primary, ordered, judged, final, reference, examples) if reference else [],
     )
@@ -258,26 +251,8 @@ def _pairs(names: list[str], baselines: Sequence[str], contrasts: Sequence[tuple
 def _compare(
     primary: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], measure: str, seed: int
 ) -> tuple[Comparison, ...]:
-    p_values = [significance.paired_randomization(primary[a], primary[b], seed) for a, b in pairs]
-    comparisons = []
-    for (a, b), p, adjusted in zip(pairs, p_values, significance.holm(p_values), strict=True):
-        change = primary[a] - primary[b]
-        low, high = significance.bootstrap_interval(change, seed)
-        counts = significance.wins_losses_ties(primary[a], primary[b])
-        comparisons.append(Comparison(a, b, measure, float(change.mean()), low, high, p, adjusted, *counts))
-    return tuple(comparisons)
-
-
-def _long_table(qids: list[str], vectors: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table:
-    blocks = [(ranker, m, values) for ranker, by_measure in vectors.items() for m, values in by_measure.items()]
-    return pa.table(
-        {
-            "ranker": pa.array([ranker for ranker, _, _ in blocks for _ in qids], pa.string()),
-            "qid": pa.array(qids * len(blocks), pa.string()),
-            "measure": pa.array([measure for _, measure, _ in blocks for _ in qids], pa.string()),
-            "value": pa.array(np.concatenate([values for _, _, values in blocks]), pa.float64()),
-        }
-    )
+    found = significance.compare_pairs([(primary[a], primary[b]) for a, b in pairs], seed)
+    return tuple(Comparison(a, b, measure, **vars(one)) for (a, b), one in zip(pairs, found, strict=True))
 
 
 def _examples(

@@ -4,9 +4,8 @@ its place.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from neuroranker_pipeline.evaluation.evaluation import FIRST_STAGE, Comparison, Evaluation
+from neuroranker_pipeline.evaluation.significance import Paired
 from neuroranker_pipeline.evaluation.tables import number, p_value, signed
 
 ALPHA = 0.05
@@ -29,17 +28,7 @@ def findings(evaluation: Evaluation) -> list[str]:
     return [sentence for sentence in [*sentences, *_cautions(evaluation)] if sentence]
 
 
-class Tested(Protocol):
-    """A difference with its adjusted p."""
-
-    @property
-    def difference(self) -> float: ...
-
-    @property
-    def p_holm(self) -> float: ...
-
-
-def verdict(comparison: Tested) -> str:
+def verdict(comparison: Paired) -> str:
     """``better``, ``worse`` or ``not significantly different`` at 0.05 after Holm's correction."""
     if comparison.p_holm >= ALPHA or comparison.difference == 0:
         return "not significantly different"

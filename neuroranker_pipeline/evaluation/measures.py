@@ -7,7 +7,7 @@ A measure is named as tables in the field print it: ``MRR@10`` (trec_eval's reci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import ir_measures
@@ -67,6 +67,19 @@ def measure_vectors(
     for metric in ir_measures.iter_calc(list(parsed), judged, nested):
         values[parsed[metric.measure]][position[metric.query_id]] = metric.value
     return qids, values
+
+
+def long_table(qids: list[str], vectors: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table:
+    """Values of ``measure_vectors`` by ranker, one row each: ranker, qid, measure, value."""
+    blocks = [(ranker, m, values) for ranker, by_measure in vectors.items() for m, values in by_measure.items()]
+    return pa.table(
+        {
+            "ranker": pa.array([ranker for ranker, _, _ in blocks for _ in qids], pa.string()),
+            "qid": pa.array(qids * len(blocks), pa.string()),
+            "measure": pa.array([measure for _, measure, _ in blocks for _ in qids], pa.string()),
+            "value": pa.array(np.concatenate([values for _, _, values in blocks]), pa.float64()),
+        }
+    )
 
 
 def mean_measures(

@@ -26,7 +26,7 @@ from scipy import stats
 
 from neuroranker_pipeline.datasets.tables import RANKER_VALUES
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
+from neuroranker_pipeline.evaluation.measures import long_table, measure_vectors, ranked
 from neuroranker_pipeline.evaluation.significance import bootstrap_interval, paired_randomization, wins_losses_ties
 from neuroranker_pipeline.evaluation.tables import DASH, markdown, number, p_value, signed
 
@@ -91,13 +91,10 @@ def gate_values(
     ``runs`` are tables of qid, pid, score; ``qrels`` (qid, pid, grade) holds the gate's queries alone. Raises ``BadInput``
     as ``measure_vectors`` does.
     """
-    parts = []
+    vectors = {}
     for name, run in runs.items():
-        qids, vectors = measure_vectors(ranked(run), qrels, measures, relevance_level)
-        for measure, values in vectors.items():
-            columns = [[name] * len(qids), [measure] * len(qids), qids, values]
-            parts.append(pa.table(dict(zip(RANKER_VALUES.names, columns, strict=True)), schema=RANKER_VALUES))
-    return pa.concat_tables(parts).combine_chunks()
+        qids, vectors[name] = measure_vectors(ranked(run), qrels, measures, relevance_level)
+    return long_table(qids, vectors).select(RANKER_VALUES.names).cast(RANKER_VALUES)
 
 
 def vectors_of(values: pa.Table, measure: str) -> dict[str, np.ndarray]:

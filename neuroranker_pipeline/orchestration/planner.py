@@ -120,8 +120,12 @@ def bring_up_to_date(
                 if outcome.error:
                     unmade[asset.name, partition] = outcome.error
                 yield outcome
-    workspace.metrics.note(reused)
     errors = [error for error in unmade.values() if error]
+    try:
+        workspace.metrics.note(reused)
+    except OSError:  # a full disk, say, which must not hide why a step failed
+        if not errors:
+            raise
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -131,12 +135,12 @@ def bring_up_to_date(
 def _observe_source(workspace: Workspace, instance: dg.DagsterInstance) -> bool:
     """Tell the instance when the raw data's version is not the one it knows; returns whether it was not."""
     version = raw_version(workspace)
-    tags = {DATA_VERSION_TAG: version}
     records = instance.fetch_observations(raw_dataset.key, limit=1).records
     known = records[0].asset_observation if records else None
-    changed = known is None or known.tags != tags
+    # Dagster's own observations have more tags than this one.
+    changed = known is None or known.tags.get(DATA_VERSION_TAG) != version
     if changed:
-        instance.report_runless_asset_event(dg.AssetObservation(raw_dataset.key, tags=tags))
+        instance.report_runless_asset_event(dg.AssetObservation(raw_dataset.key, tags={DATA_VERSION_TAG: version}))
     return changed
 
 

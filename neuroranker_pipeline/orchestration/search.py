@@ -57,7 +57,7 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
     student, shards = lake.usable(student_onnx_int8.name), []
     for shard in passage_embeddings.partitions(settings):
         embedded = lake.usable(passage_embeddings.name, shard)
-        if student.inputs[label(embedded.asset, shard)] != embedded.data_version:
+        if student.inputs.get(label(embedded.asset, shard)) != embedded.data_version:
             raise NotReady("the embeddings and the int8 student are of different models: run `neuroranker run`")
         shards.append(lake.open(embedded))
     embeddings = read_embeddings(shards)

@@ -55,9 +55,7 @@ def _is_built(workspace: Workspace) -> bool:
     for asset in ASSETS:
         if asset.group != "corpus":
             continue
-        outside = dict(asset.also_from(workspace)) if asset.also_from else {}
-        if asset.from_source:
-            outside[f"{RAW_DATASET}:{asset.from_source}"] = workspace.source.digest(asset.from_source)
+        outside = asset.outside(workspace)
         try:
             manifest = workspace.lake.manifest(asset.name)
         except NotReady:

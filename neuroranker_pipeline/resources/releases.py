@@ -12,7 +12,6 @@ The log decides. A release is stored first and becomes current by the log's repl
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import shutil
 import socket
@@ -25,7 +24,7 @@ from typing import Any
 
 from neuroranker_pipeline.errors import BadInput, NotReady
 from neuroranker_pipeline.resources.lake import Lake
-from neuroranker_pipeline.resources.manifest import Manifest
+from neuroranker_pipeline.serving.digests import damage
 
 RELEASES, LOG, LOG_FILE = "releases", "log", "log.json"
 MODEL, RELEASE_FILE = "model", "release.json"
@@ -185,7 +184,7 @@ class Registry:
         if manifest is None:
             raise NotReady(f"release {number} is no longer kept (release.keep says how many are); {LIST_THEM}")
         folder = self.lake.open(manifest)
-        if problem := _damage(folder, manifest):
+        if problem := damage(folder, manifest.files):
             raise NotReady(f"release {number} is damaged: {problem}; roll back to another one, {LIST_THEM}")
         return folder
 
@@ -343,18 +342,3 @@ def _event(kind: str, **values: Any) -> Event:
     if kind == "release" and values["override"] is not None:
         values["override"] = Override(**values["override"])
     return KINDS[kind](**values)
-
-
-def _damage(folder: Path, manifest: Manifest) -> str:
-    """The first file that is missing, cut short or changed; empty when all are whole."""
-    for name, entry in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{file} is {file.stat().st_size} bytes, should be {entry['bytes']}"
-    for name, entry in manifest.files.items():
-        with (folder / name).open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != entry["sha256"]:
-                return f"{folder / name} has changed"
-    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,22 @@ def check_digests(folder: Path, required: bool = False) -> None:
         if required:
             raise BadInput(f"{record}: missing; {HINT}")
         return
-    digests = _read_digests(record)
+    if problem := damage(folder, _read_digests(record)):
+        raise BadInput(f"{problem}; {HINT}")
+
+
+def damage(folder: Path, digests: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first file of ``digests`` that is missing, cut short or changed; empty when all are whole."""
     for name, digest in digests.items():  # sizes first: that a copy was cut short is seen at once
-        _check_size(folder / name, digest["bytes"])
+        file = folder / name
+        if not file.is_file():
+            return f"{file}: missing"
+        if file.stat().st_size != digest["bytes"]:
+            return f"{file}: is {file.stat().st_size} bytes, should be {digest['bytes']}"
     for name, digest in digests.items():
         if _sha256(folder / name) != digest["sha256"]:
-            raise BadInput(f"{folder / name}: changed since its digest was taken; {HINT}")
-
-
-def _check_size(file: Path, size: int) -> None:
-    if not file.is_file():
-        raise BadInput(f"{file}: missing; {HINT}")
-    if file.stat().st_size != size:
-        raise BadInput(f"{file}: is {file.stat().st_size} bytes, should be {size}; {HINT}")
+            return f"{folder / name}: changed since its digest was taken"
+    return ""
 
 
 def _read_digests(record: Path) -> dict[str, dict[str, Any]]:

@@ -33,6 +33,7 @@ GPU = {
     "student_checkpoint",
     "student_control",
     "passage_embeddings",
+    "eval_report",
 }
 
 

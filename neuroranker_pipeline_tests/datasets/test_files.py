@@ -105,6 +105,7 @@ def test_missing_files_and_columns(tmp_path: Path) -> None:
     [
         ({"tests": ("dev",)}, "^tests must be test or test-<name> of letters"),
         ({"tests": ("test-",)}, "^tests must be"),
+        ({"tests": ()}, "^tests must be at least one split"),
         ({"queries": QueryFile(split="a"), "qrels": JudgmentFile(split="b")}, r"^qrels\.split must be left out"),
     ],
 )

@@ -91,3 +91,15 @@ def test_what_a_step_measures_for_the_metrics_alone_stays_out_of_the_manifest(tm
     assert workspace.lake.usable("measured").figures == {"shown": 1.0}
     assert workspace.metrics.query("SELECT ranker, statistic, value FROM scores")[1] == [("student", "mean", 0.25)]
     assert workspace.metrics.query("SELECT asset, qid, value FROM per_query")[1] == [("measured", "q1", 0.5)]
+
+
+def test_metrics_that_cannot_be_written_hide_no_failure_beside_what_was_reused(
+    toy: Toy, instance: dg.DagsterInstance
+) -> None:
+    run(toy, instance)
+    toy.faults = {"shard dev": [BadInput("the reason")]}
+    store = Path(toy.workspace().metrics.root)
+    store.rename(store.with_name("away"))
+    store.write_text("a file where the store belongs")
+    with pytest.raises(Exception, match="the reason"):
+        list(bring_up_to_date(toy.assets, toy.workspace(), instance))

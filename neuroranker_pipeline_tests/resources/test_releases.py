@@ -103,9 +103,9 @@ def test_old_releases_are_deleted_but_for_those_still_needed(registry: Registry,
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        (ARCHIVE, "arch", r"ranker\.tar is 4 bytes, should be 12"),
-        (ARCHIVE, "ARCHIVE of a", r"ranker\.tar has changed"),
-        ("model/model.onnx", None, r"model\.onnx is missing"),
+        (ARCHIVE, "arch", r"ranker\.tar: is 4 bytes, should be 12"),
+        (ARCHIVE, "ARCHIVE of a", r"ranker\.tar: changed"),
+        ("model/model.onnx", None, r"model\.onnx: missing"),
         ("manifest.json", "{", "the manifest is damaged"),
         ("manifest.json", None, "has no manifest.json"),
     ],
