@@ -21,12 +21,7 @@ from quality_recipes import CHOSEN_SHARE, FINAL, ONCE, SEEDS, SHARES
 from quality_tables import Data, by_collection, of_queries, only
 
 from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
-from neuroranker_pipeline.evaluation.significance import (
-    bootstrap_interval,
-    holm,
-    paired_randomization,
-    wins_losses_ties,
-)
+from neuroranker_pipeline.evaluation.significance import compare_pairs
 from neuroranker_pipeline.ranking.ensemble import combine
 from neuroranker_pipeline.ranking.lists import positives
 from neuroranker_pipeline.ranking.scoring import cascade_run, mean_reciprocal_rank
@@ -100,21 +95,13 @@ class Report:
 
     def compare(self, title: str, ours: Sequence[pa.Table], theirs: Sequence[pa.Table]) -> None:
         """Per-query means over the seeds, paired; Holm over the collections."""
-        rows, p_values = [], []
-        for group in self.groups:
-            a, b = self.mean(ours, group), self.mean(theirs, group)
-            p_values.append(paired_randomization(a, b))
-            low, high = bootstrap_interval(a - b)
-            wins, losses, ties = wins_losses_ties(a, b)
-            rows.append((group, a.mean(), b.mean(), (a - b).mean(), low, high, wins, losses, ties))
+        pairs = [(self.mean(ours, group), self.mean(theirs, group)) for group in self.groups]
         print(f"{title}\n\n| collection | first | second | difference | 95% | p | Holm | wins, losses, ties |")
         print("| --- | ---: | ---: | ---: | --- | ---: | ---: | --- |")
-        for (group, a, b, change, low, high, wins, losses, ties), p, adjusted in zip(
-            rows, p_values, holm(p_values), strict=True
-        ):
-            interval = f"{low:+.4f} to {high:+.4f}"
-            means = f"{a:.4f} | {b:.4f} | {change:+.4f}"
-            print(f"| {group} | {means} | {interval} | {p:.4f} | {adjusted:.4f} | {wins}, {losses}, {ties} |")
+        for group, (a, b), found in zip(self.groups, pairs, compare_pairs(pairs), strict=True):
+            means = f"{a.mean():.4f} | {b.mean():.4f} | {found.difference:+.4f}"
+            tested = f"{found.low:+.4f} to {found.high:+.4f} | {found.p:.4f} | {found.p_holm:.4f}"
+            print(f"| {group} | {means} | {tested} | {found.wins}, {found.losses}, {found.ties} |")
         print()
 
 
@@ -150,7 +137,7 @@ def main() -> None:
     report.means({**members, "ensemble": [teacher], **students, **sums, **other})
     report.compare("Ensemble against the untouched student", [teacher], [base])
     report.compare("Distilled against hard labels, means over three seeds", students["distilled"], students["hard"])
-    for share in SHARES:
+    for share in (share for share in SHARES if share != CHOSEN_SHARE):
         pair = (report.students(name, share) for name in ("distilled", "hard"))
         report.compare(f"The same with share {share:g} of the trained weights", *pair)
     for name, runs in students.items():

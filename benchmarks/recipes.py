@@ -343,12 +343,11 @@ def report(study: Study, data: Data) -> str:
         runs = [study.result(job)["test"] for job in study.chosen(name)]
         means[name], each = np.mean(runs, axis=0), ", ".join(f"{np.mean(run):.4f}" for run in runs)
         tests.append([recipe.kind, recipe.side, recipe.title, f"{rate:g}", f"{means[name].mean():.4f}", each])
-    p_values = [significance.paired_randomization(means[a], means[b]) for a, b in PAIRS]
-    for (a, b), p, adjusted in zip(PAIRS, p_values, significance.holm(p_values), strict=True):
-        (low, high), change = significance.bootstrap_interval(means[a] - means[b]), means[a].mean() - means[b].mean()
-        wins = ", ".join(map(str, significance.wins_losses_ties(means[a], means[b])))
-        row = [RECIPES[a].kind, RECIPES[a].title, RECIPES[b].title, f"{change:+.4f}", f"{low:+.4f} to {high:+.4f}"]
-        pairs.append([*row, f"{p:.4f}", f"{adjusted:.4f}", wins])
+    tested = significance.compare_pairs([(means[a], means[b]) for a, b in PAIRS])
+    for (a, b), found in zip(PAIRS, tested, strict=True):
+        interval = f"{found.low:+.4f} to {found.high:+.4f}"
+        row = [RECIPES[a].kind, RECIPES[a].title, RECIPES[b].title, f"{found.difference:+.4f}", interval]
+        pairs.append([*row, f"{found.p:.4f}", f"{found.p_holm:.4f}", f"{found.wins}, {found.losses}, {found.ties}"])
     size = f"{len(data.lists)} lists, {len(data.splits['dev'])} dev and {len(data.splits['test'])} test queries"
     head = ["model", "side", "recipe"]
     return "\n\n".join([
