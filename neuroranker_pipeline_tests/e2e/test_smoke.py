@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ import yaml
 
 from neuroranker_pipeline.assets import ASSETS
 from neuroranker_pipeline.config.load import load_settings
+from neuroranker_pipeline.errors import NotReady
+from neuroranker_pipeline.orchestration.search import open_search
+from neuroranker_pipeline.resources.lake import Lake
+from neuroranker_pipeline.resources.manifest import Manifest
+from neuroranker_pipeline.resources.workspace import Workspace
 from neuroranker_pipeline.serving.packaging import serve_bento
 from neuroranker_pipeline_tests.e2e.conftest import PROFILE, Graph, assert_whole
 
@@ -103,6 +109,21 @@ def test_search_shows_both_ranks(graph: Graph) -> None:
     assert header.split()[:3] == ["rank", "BM25", "score"]
     assert [int(row.split()[0]) for row in rows if row.split()[0].isdigit()] == [1, 2, 3, 4, 5]
     assert any(row.split()[3].startswith("json.") for row in rows)
+
+
+def test_a_student_older_than_a_shard_of_the_embeddings_is_not_searched_with(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = Lake.usable
+
+    def made_before_the_last_shard(lake: Lake, asset: str, partition: str | None = None) -> Manifest:
+        found = usable(lake, asset, partition)
+        older = {name: version for name, version in found.inputs.items() if name != "passage_embeddings[shard-01]"}
+        return replace(found, inputs=older) if asset == "student_onnx_int8" else found
+
+    monkeypatch.setattr(Lake, "usable", made_before_the_last_shard)
+    with pytest.raises(NotReady, match="are of different models: run `neuroranker run`"):
+        open_search(Workspace(profile=PROFILE, lake_root=str(graph.root / "lake")))
 
 
 def test_metrics_hold_every_materialization(graph: Graph) -> None:
