@@ -18,7 +18,7 @@ DOMAIN = ("datasets", "retrieval", "ranking", "export", "evaluation", "serving")
 # From the foundations up: a package may import those before it, and itself.
 LAYERS = ("errors", "progress", "domain", "config", "resources", "dagster side", "entry points")
 LAYER_OF = {
-    **dict.fromkeys(("errors", "progress", "pointer", "__init__"), "errors"),
+    **dict.fromkeys(("errors", "progress", "pointer", "markdown", "__init__"), "errors"),
     **dict.fromkeys(DOMAIN, "domain"),
     "config": "config",
     "resources": "resources",
