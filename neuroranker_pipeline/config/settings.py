@@ -36,13 +36,16 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the blocking checks demand on the dev split, in MRR@10: the least gain of one ranker over another, and the most
-    that int8 may lose. batch_sensitivity: the most that any component of a text's int8 vector may change with the
-    texts that share its batch."""
+    """What the blocking checks demand on the dev split, in MRR@10: the gain of one ranker over another that it must not
+    fall short of significantly (a paired randomization test at ``alpha``), and the loss of int8 that it must not exceed so.
+    batch_sensitivity: the most that any component of a text's int8 vector may change with the texts that share its batch.
+    unanswered: the share of a query shard's queries for which retrieval may find nothing, rounded up to whole queries."""
 
     teacher_over_bm25: float = 0.0
     student_over_bm25: float = 0.0
     student_over_base: float = 0.0
+    alpha: float = 0.05
+    unanswered: float = 0.1
     int8_loss: float = 0.01
     batch_sensitivity: float = 1e-4
 
@@ -51,6 +54,8 @@ class Bounds:
     def __post_init__(self) -> None:
         for name in ("teacher_over_bm25", "student_over_bm25", "student_over_base"):
             require(-1 <= getattr(self, name) <= 1, name, "from -1 to 1", getattr(self, name))
+        require(0 < self.alpha < 1, "alpha", "between 0 and 1", self.alpha)
+        require(0 <= self.unanswered <= 1, "unanswered", "from 0 to 1", self.unanswered)
         for name in ("int8_loss", "batch_sensitivity"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
@@ -90,14 +95,16 @@ class RetrySettings:
 
 @dataclass(frozen=True)
 class ReleaseSettings:
-    """What the int8 student must show on the gate split to be released, in ``measure``: that it is above BM25 by more than
-    ``over_bm25``, and that it is not below the base student nor the last release by more than ``tolerated_loss``; each by a
-    paired randomization test at ``alpha``. ``keep``: how many releases are kept, to roll back to."""
+    """What search must show on the gate split to be released, in ``measure``: that it is above BM25 by more than
+    ``over_bm25``, by a paired randomization test at ``alpha``, and that it loses less than ``loss_to_base`` to the base
+    student and less than ``loss_to_release`` to the best release kept, by the interval of the mean difference at the level
+    1 - ``alpha``. ``keep``: how many releases are kept, to roll back to."""
 
     measure: str = "MRR@10"
     alpha: float = 0.05
     over_bm25: float = 0.0
-    tolerated_loss: float = 0.0
+    loss_to_base: float = 0.05
+    loss_to_release: float = 0.03
     keep: int = 3
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
@@ -107,7 +114,8 @@ class ReleaseSettings:
         require(known, "measure", "a measure such as MRR@10, nDCG@10, R@100 or MAP", self.measure)
         require(0 < self.alpha < 1, "alpha", "between 0 and 1", self.alpha)
         require(-1 <= self.over_bm25 <= 1, "over_bm25", "from -1 to 1", self.over_bm25)
-        require(0 <= self.tolerated_loss <= 1, "tolerated_loss", "from 0 to 1", self.tolerated_loss)
+        require(0 <= self.loss_to_base <= 1, "loss_to_base", "from 0 to 1", self.loss_to_base)
+        require(0 <= self.loss_to_release <= 1, "loss_to_release", "from 0 to 1", self.loss_to_release)
         require(self.keep >= 1, "keep", "at least 1", self.keep)
 
 
@@ -144,13 +152,14 @@ class BentoSettings:
 class Settings:
     """One profile. ``data`` is the collection, ``training_collections`` are further ones, by name, whose training queries
     are learned from; ``unjudged``: queries without judgments that the student learns from too; ``cascade_depth``: how many
-    candidates of an evaluation query the teacher scores, the base student's best; ``device``: where models are trained and
-    run."""
+    candidates of an evaluation query the teacher scores, the base student's best; ``timing_seconds``: how long the report
+    times each ranker, three queries at least; ``device``: where models are trained and run."""
 
     profile: str
     seed: int = 13
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cascade_depth: int = 100
+    timing_seconds: float = 2.0
     data: DataSettings = field(default_factory=PydocsSettings)
     training_collections: Mapping[str, DataSettings] = field(default_factory=dict)
     unjudged: UnjudgedSettings = field(default_factory=UnjudgedSettings)
@@ -170,6 +179,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(self.timing_seconds >= 0, "timing_seconds", "at least 0", self.timing_seconds)
         for name in self.training_collections:
             check_name(name)
         student = (
@@ -205,6 +215,33 @@ class Settings:
         members = self.teacher.members.values()
         ready = bool(members) and not any(member.train for member in members)
         return ("dev",) if ready and self.unjudged.source != "none" else ("train", "dev")
+
+    @property
+    def relevance_levels(self) -> dict[str, dict[str, int]]:
+        """The lowest grade that counts as relevant, by collection and split: of joined collections, training's alone."""
+        splits = ("train", "dev", "gate", *self.data.test_splits)
+        levels = {MAIN: {split: self.data.relevant_from(split) for split in splits}}
+        return levels | {
+            name: {"train": other.relevant_from("train")} for name, other in self.training_collections.items()
+        }
+
+    @property
+    def queries_are_passages(self) -> dict[str, Literal["auto"] | bool]:
+        """Whether the queries of each collection are passages of it."""
+        collections = {MAIN: self.data, **self.training_collections}
+        return {name: data.queries_are_passages for name, data in collections.items()}
+
+    @property
+    def learned_levels(self) -> dict[str, dict[str, int]]:
+        """Those of ``relevance_levels`` that training and choosing read."""
+        levels = self.relevance_levels
+        return levels | {MAIN: {split: levels[MAIN][split] for split in ("train", "dev")}}
+
+    @property
+    def judged_negatives(self) -> bool:
+        """Whether passages judged not relevant are learned from though retrieval may not have found them."""
+        lists = [self.student.lists, self.teacher.lists, *(member.lists for member in self.teacher.members.values())]
+        return any(one.judged_negatives for one in lists)
 
     @property
     def collection_weights(self) -> dict[str, float]:

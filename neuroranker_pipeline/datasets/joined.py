@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neuroranker_pipeline.datasets.held_out import Carving, HeldOut
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.errors import BadInput
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from neuroranker_pipeline.datasets.source import RawTable, Source
 
 MAIN = "main"
+OF_REPEATED = "judgments of training questions that the main collection holds out"
 
 
 def check_name(name: str) -> None:
@@ -68,18 +72,48 @@ class JoinedSource:
         for name, source in self.others.items():
             found = 0
             for batch in map(_training, source.queries(rejects)):
+                repeated = [self._repeated[name].get(qid) for qid in batch["qid"].to_pylist()]
+                for why, count in Counter(filter(None, repeated)).items():
+                    rejects.leave_out(why, count)
+                batch = batch.filter(pa.array([why is None for why in repeated], pa.bool_()))
                 found += batch.num_rows
                 yield _prefixed(batch, name, ("qid",))
             if not found:
-                raise BadInput(f"training_collections.{name}: no training query in it; leave the collection out")
+                raise BadInput(
+                    f"training_collections.{name}: no training query in it that the main collection does not hold out; "
+                    "leave the collection out"
+                )
 
     def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         yield from self.main.qrels(rejects)
         for name, source in self.others.items():
-            yield from (_prefixed(_training(batch), name, ("qid", "pid")) for batch in source.qrels(rejects))
+            repeated = pa.array(list(self._repeated[name]), pa.string())
+            for batch in map(_training, source.qrels(rejects)):
+                kept = batch.filter(pc.invert(pc.is_in(batch["qid"], value_set=repeated)))
+                rejects.leave_out(OF_REPEATED, batch.num_rows - kept.num_rows)
+                yield _prefixed(kept, name, ("qid", "pid"))
 
     def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         return self.main.candidates(rejects)
+
+    @property
+    def carving(self) -> Carving:
+        return self.main.carving
+
+    @cached_property
+    def _repeated(self) -> dict[str, dict[str, str]]:
+        """The training queries of each joined collection that repeat a question that the main one holds out, and why.
+
+        They are read once more for it, where what cannot be used is counted.
+        """
+        held_out = HeldOut.of(self.main.queries(Rejects(1.0)), self.carving)
+        found = {}
+        for name, source in self.others.items():
+            batches = list(map(_training, source.queries(Rejects(1.0))))
+            qids = [qid for batch in batches for qid in batch["qid"].to_pylist()]
+            texts = [text for batch in batches for text in batch["text"].to_pylist()]
+            found[name] = {qids[row]: why for row, why in held_out.repeated(texts).items()}
+        return found
 
     def _demand_own_ids(self, ids: pa.Array) -> None:
         for name in self.others:

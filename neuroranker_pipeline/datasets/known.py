@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neuroranker_pipeline.datasets.own import OF_ITSELF
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.tables import CANDIDATES, QRELS, read_batches
 from neuroranker_pipeline.datasets.trec import ranked
@@ -23,12 +24,19 @@ def existing(folder: Path, key: str, wanted: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays([pc.unique(part) for part in found]) if found else pa.array([], pa.string())
 
 
-def known_judgments(judgments: pa.Table, qids: pa.Array, pids: pa.Array, rejects: Rejects) -> pa.Table:
+def known_judgments(
+    judgments: pa.Table, qids: pa.Array, pids: pa.Array, rejects: Rejects, own: pa.Table | None = None
+) -> pa.Table:
     """``JUDGMENTS`` rows as ``QRELS``: each (qid, pid) once, of known queries, and of known passages but in test splits.
 
     A judged passage outside the collection belongs to a test split's ideal order, and stays there. ``qids`` and
     ``pids`` are the known ones. A judgment that repeats an equal one is left out; one that contradicts it is rejected.
+    ``own``: the pairs (qid, pid) of queries that are passages themselves, which are left out.
     """
+    if own is not None and own.num_rows:
+        about_others = judgments.join(own, ["qid", "pid"], join_type="left anti")
+        rejects.leave_out(OF_ITSELF, judgments.num_rows - about_others.num_rows)
+        judgments = about_others.sort_by([("file", "ascending"), ("line", "ascending")])
     kept = _without(judgments, pc.invert(pc.is_in(judgments["qid"], value_set=qids)), "unknown query", "qid", rejects)
     learned = pc.invert(pc.starts_with(kept["split"], "test"))
     unknown_pid = pc.and_(learned, pc.invert(pc.is_in(kept["pid"], value_set=pids)))

@@ -70,10 +70,14 @@ class MsMarcoSettings(CollectionSettings):
         return tuple(f"test-{name}" for name in self.tests) or ("test",)
 
     @property
+    def whole_dev(self) -> tuple[str, ...]:
+        return ("dev", "gate", *(split for split in self.test_splits if split == "test"))
+
+    @property
     def given_splits(self) -> tuple[str, ...]:
         return tuple(f"test-{name}" for name in self.runs)
 
-    def relevance_level(self, split: str) -> int:
+    def own_level(self, split: str) -> int:
         test = TESTS.get(split.removeprefix("test-"))
         return test.relevance_level if test else 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neuroranker_pipeline.datasets.held_out import Carving
 from neuroranker_pipeline.datasets.prefetch import prefetched
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.repair import repaired
@@ -30,10 +32,12 @@ from neuroranker_pipeline.errors import BadInput
 # Settings that say nothing about a table's content: changing them leaves the table fresh.
 NOT_OF_PASSAGES = {
     "folder", "tests", "runs", "carve", "max_train_queries", "weight", "queries", "qrels", "train", "dev",
+    "relevance_level", "queries_are_passages",
 }  # fmt: skip
-NOT_OF_OTHERS = {"folder", "repair_encoding", "weight", "passages", "titles", "text"}
+NOT_OF_OTHERS = {
+    "folder", "repair_encoding", "weight", "passages", "titles", "text", "relevance_level", "queries_are_passages",
+}  # fmt: skip
 
-UNJUDGED = "queries without a judgment"
 ELSEWHERE = "judgments of a query that another split holds"
 
 NOTHING = r"^[\x00-\x20]*$"
@@ -112,10 +116,12 @@ class PreparedSource:
         seen, before = SeenIds(), rejects.total
         for rows in self.raw.query_rows(rejects):
             rows = usable(rows, ("qid", "text"), rejects)
-            split = pa.array([self._splits.of(qid) for qid in rows.columns["qid"].to_pylist()], pa.string())
-            judged = np.asarray(split.is_valid(), bool)
-            rejects.leave_out(UNJUDGED, int((~judged).sum()))
-            rows = rows.having(split=split).filter(judged)
+            qids = rows.columns["qid"].to_pylist()
+            split = pa.array([self._splits.of(qid) for qid in qids], pa.string())
+            wanted = np.asarray(split.is_valid(), bool)
+            for why, count in Counter(self._splits.left_out(qids[row]) for row in np.flatnonzero(~wanted)).items():
+                rejects.leave_out(why, count)
+            rows = rows.having(split=split).filter(wanted)
             rows = unique(rows, "qid", seen, rejects)
             rejects.accept(len(rows))
             yield _batch(rows, QUERIES)
@@ -132,6 +138,10 @@ class PreparedSource:
             split = pa.array([splits.of(qid) for qid in qids], pa.string())
             rows = rows.having(split=split).filter(mine & np.asarray(split.is_valid(), bool))
             yield _batch(_placed(rows), JUDGMENTS)
+
+    @property
+    def carving(self) -> Carving:
+        return self._splits.carving
 
     def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         order = 0
@@ -158,7 +168,12 @@ class PreparedSource:
                 qids = pc.utf8_trim_whitespace(rows.columns["qid"]).to_pylist()
                 yield from zip(qids, rows.columns["split"].to_pylist(), strict=True)
 
-        return Splits(judged(), self.raw.settings)
+        def texts() -> Iterator[tuple[str, str]]:
+            for rows in self.raw.query_rows(Rejects(1.0)):  # bad rows are counted where the queries are read
+                rows = usable(rows, ("qid", "text"), Rejects(1.0))
+                yield from zip(rows.columns["qid"].to_pylist(), rows.columns["text"].to_pylist(), strict=True)
+
+        return Splits(judged(), self.raw.settings, texts())
 
 
 def usable(rows: Rows, columns: tuple[str, str], rejects: Rejects) -> Rows:

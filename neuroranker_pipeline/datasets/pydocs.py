@@ -2,6 +2,13 @@
 
 A docstring's summary sentence is the query; the relevant passage is the object's qualified name and the rest of
 the docstring's body, the summary removed. Nothing is downloaded, and no package is imported.
+
+Objects that share one body (methods that a class inherits, formatters that are told apart by their names alone) stay
+passages of their own, and all of them are relevant to a question whose passage is one of them. To make them one passage of
+many names would leave no room for its text; to call one of them relevant would judge a ranker by a toss of a coin.
+
+Questions that are near to each other, or whose passages are, go into one split together: documentation repeats itself, and
+a ranker that has learned from one knows the others.
 """
 
 from __future__ import annotations
@@ -11,7 +18,7 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -20,9 +27,11 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from neuroranker_pipeline.datasets.docstrings import split_docstring
+from neuroranker_pipeline.datasets.held_out import Carving
+from neuroranker_pipeline.datasets.near import clusters
 from neuroranker_pipeline.datasets.python_api import STDLIB, find, public_docstrings, stdlib_modules
 from neuroranker_pipeline.datasets.rejects import Rejects
-from neuroranker_pipeline.datasets.splits import MAX_WEIGHT
+from neuroranker_pipeline.datasets.splits import MAX_WEIGHT, unit_hash
 from neuroranker_pipeline.datasets.tables import JUDGMENTS, PASSAGES, QRELS, QUERIES
 from neuroranker_pipeline.errors import BadInput, require
 
@@ -80,6 +89,10 @@ class PydocsSettings:
         return ("test",)
 
     @property
+    def whole_dev(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def judged(self) -> bool:
         return True
 
@@ -92,7 +105,11 @@ class PydocsSettings:
         """For collections that are joined: what is no good query or passage here is never made one."""
         return 0.001
 
-    def relevance_level(self, split: str) -> int:
+    @property
+    def queries_are_passages(self) -> bool:
+        return False
+
+    def relevant_from(self, split: str) -> int:
         return 1
 
 
@@ -145,6 +162,10 @@ class PydocsSource:
             placed = [*batch.columns, pa.array(["pydocs"] * len(rows), pa.string()), pa.array(rows, pa.int64())]
             yield pa.record_batch(placed, schema=JUDGMENTS)
 
+    @property
+    def carving(self) -> Carving:
+        return Carving(frozenset({"dev", "gate", "test"}))
+
     def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         return iter(())
 
@@ -163,18 +184,22 @@ def _tables(settings: PydocsSettings) -> _Tables:
     names = {pid: re.sub(r"[._]+", " ", pid) if settings.split_names else pid for pid in pids}
     passages = {"pid": pids, "text": [f"{names[pid]}: {bodies[pid]}" for pid in pids]}
     positives = {_hash(pid): pid for pid in pids if pid in summaries}
-    splits = _assign_splits(sorted(positives), settings)
+    ordered = sorted(positives)
+    groups = clusters([summaries[positives[qid]] for qid in ordered], [bodies[positives[qid]] for qid in ordered])
+    splits = _assign_splits(ordered, groups, settings)
     qids = sorted(splits)
+    relevant = _with_equal_bodies(pids, bodies)
+    judged = [(qid, pid) for qid in qids for pid in relevant[positives[qid]]]
     queries = {
         "qid": qids,
         "text": [summaries[positives[qid]] for qid in qids],
         "split": [splits[qid] for qid in qids],
     }
     qrels = {
-        "qid": qids,
-        "pid": [positives[q] for q in qids],
-        "grade": [1] * len(qids),
-        "split": queries["split"],
+        "qid": [qid for qid, _ in judged],
+        "pid": [pid for _, pid in judged],
+        "grade": [1] * len(judged),
+        "split": [splits[qid] for qid, _ in judged],
     }
     return _Tables(
         pa.table(passages, schema=PASSAGES), pa.table(queries, schema=QUERIES), pa.table(qrels, schema=QRELS)
@@ -208,21 +233,40 @@ def _is_query(summary: str, settings: PydocsSettings) -> bool:
     return letters >= 0.8 * len(summary) and not _NOT_A_QUESTION.match(summary)
 
 
-def _assign_splits(qids: list[str], settings: PydocsSettings) -> dict[str, str]:
-    """Split by qid. A qid is a hash, so its order is stable and says nothing about the passage."""
+def _with_equal_bodies(pids: list[str], bodies: Mapping[str, str]) -> dict[str, list[str]]:
+    """Every pid's passages of the same body, itself among them."""
+    same: dict[str, list[str]] = {}
+    for pid in pids:
+        same.setdefault(bodies[pid], []).append(pid)
+    return {pid: same[bodies[pid]] for pid in pids}
+
+
+def _assign_splits(qids: list[str], groups: Iterable[int], settings: PydocsSettings) -> dict[str, str]:
+    """Split by qid, all queries of a group together: into the first of test, gate and dev that has room for them, in an
+    order that a hash of the group decides, whatever its size; what fits nowhere is training. A group of more than a
+    fiftieth of a split stays out of it: many near queries would count as much as many different ones.
+    """
     sizes = {"test": settings.test_queries, "gate": settings.gate_queries, "dev": settings.dev_queries}
-    if len(qids) <= sum(sizes.values()):
-        raise BadInput(
-            f"pydocs: {len(qids)} queries cannot fill test_queries + gate_queries + dev_queries = "
-            f"{sum(sizes.values())} and leave some for training; ask for fewer, raise max_passages or add packages"
-        )
+    too_few = BadInput(
+        f"pydocs: {len(qids)} queries cannot fill test_queries + gate_queries + dev_queries = {sum(sizes.values())} "
+        "and leave some for training; ask for fewer, raise max_passages or add packages"
+    )
+    members: dict[int, list[str]] = {}
+    for qid, group in zip(qids, groups, strict=True):
+        members.setdefault(int(group), []).append(qid)
     splits: dict[str, str] = {}
-    start = 0
-    for split, size in sizes.items():
-        splits.update(dict.fromkeys(qids[start : start + size], split))
-        start += size
-    end = None if settings.max_train_queries is None else start + settings.max_train_queries
-    return splits | dict.fromkeys(qids[start:end], "train")
+    room, largest = dict(sizes), {split: max(1, size // 50) for split, size in sizes.items()}
+    for together in sorted(members.values(), key=lambda queries: unit_hash(queries[0], "group")):
+        fits = (split for split in sizes if len(together) <= min(room[split], largest[split]))
+        split = next(fits, "train")
+        if split in room:
+            room[split] -= len(together)
+        splits.update(dict.fromkeys(together, split))
+    train = [qid for qid in qids if splits[qid] == "train"]
+    if any(room.values()) or not train:
+        raise too_few
+    surplus = set(train[settings.max_train_queries :] if settings.max_train_queries else ())
+    return {qid: split for qid, split in splits.items() if qid not in surplus}
 
 
 def _hash(pid: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Tag
 
 from neuroranker_pipeline.datasets.beir import BeirSettings, BeirSource
 from neuroranker_pipeline.datasets.files import FilesSettings, FilesSource
+from neuroranker_pipeline.datasets.held_out import Carving
 from neuroranker_pipeline.datasets.irds import IrDatasetsSettings, IrDatasetsSource
 from neuroranker_pipeline.datasets.joined import JoinedSource
 from neuroranker_pipeline.datasets.msmarco import MsMarcoSettings, MsMarcoSource
@@ -56,6 +57,11 @@ class Source(Protocol):
 
     def qrels(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         """``JUDGMENTS`` rows: ``QRELS``, and where each stands."""
+        ...
+
+    @property
+    def carving(self) -> Carving:
+        """Which splits were carved out of training, and how near to them a training question may not be."""
         ...
 
     def candidates(self, rejects: Rejects) -> Iterator[pa.RecordBatch]:

@@ -58,13 +58,17 @@ def check_unjudged(queries: pa.Table) -> list[str]:
     return [*_repeated("unjudged_queries", queries, ["qid"]), *_blank("unjudged_queries", queries, "qid")]
 
 
-def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: float = 0.0) -> list[str]:
-    """Schema, one judgment a (qid, pid), known queries, equal splits, and a relevant passage for each query
-    learned from.
+def check_qrels(
+    qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: float = 0.0, about_itself: pa.Array | None = None
+) -> list[str]:
+    """Schema, one judgment a (qid, pid), known queries, equal splits, a judgment for each query learned from, and
+    something relevant in each of their splits.
 
-    ``pids`` are the judged passages that are in the collection. Test judgments of others are right to be there
-    (leaving them out would change the ideal DCG); ``judged_outside`` counts them. ``bare_share`` of the queries learned
-    from may lack a relevant passage: those whose judgments had to be rejected.
+    ``qrels`` as ``levelled`` gives them. ``pids`` are the judged passages that are in the collection. Test judgments of
+    others are right to be there (leaving them out would change the ideal DCG); ``judged_outside`` counts them.
+    ``bare_share`` of the queries learned from may lack a judgment: those whose judgments had to be rejected. A query that
+    is judged, and finds nothing relevant, is sound: it is not learned from, and counts 0 in the means; nor need those
+    have a judgment that are passages themselves (``about_itself``, qids), whose only one may have been left out.
     """
     nothing = queries.num_rows == 0  # which is for check_queries to judge
     problems = _schema_problems("qrels", qrels, QRELS, empty=nothing)
@@ -83,10 +87,23 @@ def check_qrels(qrels: pa.Table, queries: pa.Table, pids: pa.Array, bare_share: 
     missing = relevant.filter(pc.invert(inside))
     problems += _listed("qrels", "relevant train, dev or gate passages outside the collection", missing.column("pid"))
     learned = queries.filter(_learned_from(queries)).column("qid")
-    bare = learned.filter(pc.invert(pc.is_in(learned, value_set=_values(relevant.filter(inside).column("qid")))))
+    bare = learned.filter(pc.invert(pc.is_in(learned, value_set=_values(qrels.column("qid")))))
+    if about_itself is not None:
+        bare = bare.filter(pc.invert(pc.is_in(bare, value_set=about_itself)))
     if len(bare) > bare_share * len(learned):
-        problems += _listed("qrels", "train, dev or gate queries without a relevant passage in the collection", bare)
+        problems += _listed("qrels", "train, dev or gate queries without a judged passage in the collection", bare)
+    empty = set(pc.unique(_learned_splits(queries)).to_pylist()) - set(pc.unique(relevant["split"]).to_pylist())
+    problems += [
+        f"qrels: no judgment in split {split} is relevant; lower data.relevance_level, or mend the grades"
+        for split in sorted(empty)
+    ]
     return problems
+
+
+def without_relevant(qrels: pa.Table) -> pa.Array:
+    """The judged qids without a relevant passage; ``qrels`` as ``levelled`` gives them."""
+    best = qrels.group_by("qid").aggregate([("grade", "max")])
+    return best.filter(pc.less(best["grade_max"], 1))["qid"].combine_chunks()
 
 
 def judged_outside(qrels: pa.Table, pids: pa.Array) -> dict[str, int]:
@@ -95,6 +112,10 @@ def judged_outside(qrels: pa.Table, pids: pa.Array) -> dict[str, int]:
     outside = qrels.filter(pc.invert(pc.is_in(qrels.column("pid"), value_set=pids)))
     counts = pc.value_counts(outside.column("split").combine_chunks())
     return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+
+
+def _learned_splits(queries: pa.Table) -> pa.ChunkedArray:
+    return queries.filter(_learned_from(queries)).column("split")
 
 
 def _learned_from(table: pa.Table) -> pa.ChunkedArray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.datasets.archives import open_bytes
+from neuroranker_pipeline.datasets.held_out import Carving, HeldOut
+from neuroranker_pipeline.datasets.near import UNSPACED, same_text
 from neuroranker_pipeline.datasets.prepare import unique, usable
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.rows import Rows, file_rows, text_lines, tsv_rows
@@ -29,11 +32,11 @@ from neuroranker_pipeline.ranking.settings import UNJUDGED, UnjudgedSettings
 # A sentence's own passage: qid, the id and the text of what is left of the passage, and the passage's id.
 OWN = pa.schema([("qid", pa.string()), ("pid", pa.string()), ("text", pa.string()), ("source_pid", pa.string())])
 OWN_FOLDER = "own"  # below the queries
+LEARNED = "queries that are judged training questions"
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*|\s*\n\s*\n\s*")
 NO_ENDS = re.compile(r"\b(?:[A-Za-z]|e\.g|i\.e|etc|vs|cf|Dr|Mr|Mrs|Ms|St|No|Fig|al)\.$")
-_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
-WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 Made = tuple[str, str]
 """(the query, what is left of its passage)."""
@@ -112,23 +115,22 @@ def logged_queries(path: Path, settings: UnjudgedSettings, rejects: Rejects) -> 
     return pa.table([[f"{q}#query" for q, _ in asked], [t for _, t in asked], [UNJUDGED] * len(asked)], schema=QUERIES)
 
 
-def without_known(asked: pa.Table, judged: pa.Table) -> pa.Table:
-    """The queries whose text is not that of a judged one: what is tested on is never learned from, not even unlabelled."""
-    known = {same_text(text) for text in judged["text"].to_pylist()}
-    return asked.filter(pa.array([same_text(text) not in known for text in asked["text"].to_pylist()], pa.bool_()))
+def without_known(asked: pa.Table, judged: pa.Table, carving: Carving, rejects: Rejects) -> pa.Table:
+    """The queries that nobody judged: what is tested on is never learned from, not even unlabelled, nor what is near to it
+    where the splits were carved. What is learned from already is left out as well; ``rejects`` counts both."""
+    texts = asked["text"].to_pylist()
+    why = HeldOut.of(judged.to_batches(), carving).repeated(texts)
+    learned = {same_text(text) for text in judged.filter(pc.equal(judged["split"], "train"))["text"].to_pylist()}
+    why = {row: LEARNED for row, text in enumerate(texts) if same_text(text) in learned} | why
+    for reason, count in Counter(why.values()).items():
+        rejects.leave_out(reason, count)
+    return asked.filter(pa.array([row not in why for row in range(len(texts))], pa.bool_()))
 
 
 def in_shards(asked: pa.Table, shards: int) -> pa.Table:
     """``QUERIES`` whose split is ``unjudged-NN``, one of so many shards by a hash of the qid."""
     split = [f"{UNJUDGED}-{stable_shard(qid, shards):02d}" for qid in asked["qid"].to_pylist()]
     return asked.set_column(asked.schema.get_field_index("split"), "split", pa.array(split, pa.string()))
-
-
-def without_own(candidates: pa.Table, own: pa.Table) -> pa.Table:
-    """``CANDIDATES`` without the passages that their queries were taken from, ranked anew."""
-    sources = own.select(["qid", "source_pid"]).rename_columns(["qid", "pid"])
-    kept = candidates.join(sources, ["qid", "pid"], join_type="left anti")
-    return ranked(kept.sort_by("qid"))
 
 
 def own_as_positive(own: pa.Table) -> pa.Table:
@@ -141,11 +143,6 @@ def best_as_positive(scores: pa.Table) -> pa.Table:
     order = ranked(scores)
     best = order.filter(pc.equal(order["rank"], 1))
     return _relevant(best["qid"], best["pid"])
-
-
-def same_text(text: str) -> str:
-    """A text as far as two queries with it count as the same: letter case, punctuation and white space aside."""
-    return " ".join(re.findall(r"\w+", text.casefold())) or text
 
 
 def _relevant(qids: pa.ChunkedArray, pids: pa.ChunkedArray) -> pa.Table:

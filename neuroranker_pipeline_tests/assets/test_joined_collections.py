@@ -29,7 +29,7 @@ def write_beir(folder: Path, things: tuple[str, ...], splits: Mapping[str, int])
         lines = ["query-id\tcorpus-id\tscore"]
         for _ in range(count):
             thing = number % len(things)
-            queries.append({"_id": f"q{number}", "text": f"where is the {things[thing]}"})
+            queries.append({"_id": f"q{number}", "text": f"where is the {things[thing]} {number}"})
             lines.append(f"q{number}\td{thing}\t1")
             number += 1
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from neuroranker_pipeline.datasets.files import FilesSettings, QueryFile
-from neuroranker_pipeline.datasets.joined import JoinedSource, check_name, collection_name, collection_of
+from neuroranker_pipeline.datasets.held_out import SAME, TOO_NEAR
+from neuroranker_pipeline.datasets.joined import OF_REPEATED, JoinedSource, check_name, collection_name, collection_of
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.source import Source, open_source
 from neuroranker_pipeline.datasets.tables import PASSAGES
@@ -48,6 +49,35 @@ def test_ids_of_the_others_are_prefixed_and_only_their_training_queries_are_used
     assert list(joined.candidates(Rejects())) == []
     assert joined.name == "files/main + files/nq + files/nq2"
     assert "files/nq: the user's own data" in joined.licence
+
+
+def test_a_joined_question_that_the_main_collection_holds_out_is_not_learned_from(tmp_path: Path) -> None:
+    asked = "1\tB!\ttrain\n2\tA\ttrain\n3\td\ttrain\n4\tfree\ttrain\n"
+    other = settings(tmp_path, "nq", "1\tuno\n", asked, "1\t1\n2\t1\n3\t1\n4\t1\n")
+    source, rejects = open_source(settings(tmp_path, "main", *MAIN), tmp_path, {"nq": other}), Rejects()
+    assert [row for row in queries(source, rejects) if row[0].startswith("nq")] == [
+        ("nq:2", "A", "train"),
+        ("nq:4", "free", "train"),
+    ], "b is dev's, d is test's; a is training's own"
+    assert rejects.left_out == {SAME: 2}
+    rejects = Rejects()
+    assert [row[0] for row in qrels(source, rejects) if row[0].startswith("nq")] == ["nq:2", "nq:4"]
+    assert rejects.left_out == {OF_REPEATED: 2}
+
+
+def test_a_joined_question_near_to_a_carved_one_is_not_learned_from(tmp_path: Path) -> None:
+    lines = "".join(f"{n}\tmain question number {n}\n" for n in range(200))
+    write(tmp_path / "main", {"passages.tsv": HEADS[0] + "1\tone\n", "queries.tsv": "qid\ttext\n" + lines})
+    write(tmp_path / "main", {"qrels.tsv": HEADS[2] + "".join(f"{n}\t1\n" for n in range(200))})
+    asked = "".join(f"{n}\tmain question number {n} too\ttrain\n" for n in range(200))
+    other = settings(tmp_path, "nq", "1\tuno\n", asked, "".join(f"{n}\t1\n" for n in range(200)))
+    source, rejects = open_source(FilesSettings(folder="main"), tmp_path, {"nq": other}), Rejects()
+    found = {qid: split for qid, _, split in queries(source, rejects)}
+    held = [qid for qid, split in found.items() if split != "train"]
+    assert {f"nq:{qid}" for qid in held}.isdisjoint(found)
+    assert rejects.left_out.keys() == {TOO_NEAR}
+    assert 10 < rejects.left_out[TOO_NEAR] <= len(held), "some are held out by the joined collection itself"
+    assert source.carving.splits == {"dev", "gate", "test"}
 
 
 def test_each_id_belongs_to_one_collection(joined) -> None:

@@ -95,7 +95,7 @@ def test_a_trec_dl_test_set_with_its_graded_judgments(plain: Path) -> None:
     assert {split for _, _, split in asked} == {"train", "dev", "gate", "test-dl19"}, "no test split is carved"
     settings = found.raw.settings
     assert settings.test_splits == ("test-dl19",)
-    assert [settings.relevance_level(split) for split in ("dev", "test-dl19", "test")] == [1, 2, 1]
+    assert [settings.relevant_from(split) for split in ("dev", "test-dl19", "test")] == [1, 2, 1]
 
 
 def test_given_runs_of_both_kinds(plain: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from neuroranker_pipeline.datasets.beir import BeirSettings, BeirSource
 from neuroranker_pipeline.datasets.files import FilesSettings, FilesSource, JudgmentFile, PassageFile
+from neuroranker_pipeline.datasets.held_out import SAME
 from neuroranker_pipeline.datasets.msmarco import MsMarcoSettings, MsMarcoSource
-from neuroranker_pipeline.datasets.prepare import ELSEWHERE, UNJUDGED, PreparedSource
+from neuroranker_pipeline.datasets.prepare import ELSEWHERE, PreparedSource
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.rows import Rows
-from neuroranker_pipeline.datasets.splits import CollectionSettings
+from neuroranker_pipeline.datasets.splits import SURPLUS, UNJUDGED, CollectionSettings
 from neuroranker_pipeline.datasets.tables import GIVEN, JUDGMENTS
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline_tests.datasets.raw import passages, qrels, queries, reasons, tuples, write
@@ -144,7 +145,7 @@ def test_a_query_judged_in_test_and_train_is_only_tested_on() -> None:
 
 def test_splits_are_carved_alike_for_queries_and_judgments() -> None:
     judged = [(f"q{n}", "p1", "1", "train") for n in range(300)]
-    asked = [(f"q{n}", "text") for n in range(300)]
+    asked = [(f"q{n}", f"text {n}") for n in range(300)]
     source = raw(queries=asked, judgments=judged)
     split = {qid: split for qid, _, split in queries(source)}
     assert set(split.values()) == {"train", "dev", "gate", "test"}
@@ -155,11 +156,46 @@ def test_splits_are_carved_alike_for_queries_and_judgments() -> None:
 
 def test_a_limit_on_training_queries_holds_for_their_judgments_too() -> None:
     judged = [(f"q{n}", pid, "1", "train") for n in range(50) for pid in ("p1", "p2")] + FOUR[1:]
-    source = raw(queries=[(f"q{n}", "text") for n in range(50)], judgments=judged, max_train_queries=7)
-    learned = {qid for qid, _, split in queries(source) if split == "train"}
+    source, rejects = (
+        raw(queries=[(f"q{n}", f"text {n}") for n in range(50)], judgments=judged, max_train_queries=7),
+        Rejects(),
+    )
+    learned = {qid for qid, _, split in queries(source, rejects) if split == "train"}
+    assert rejects.left_out == {SURPLUS: 40}
     assert len(learned) == 7
     assert {qid for qid, _, _, split in qrels(source) if split == "train"} == learned
     assert len([row for row in qrels(source) if row[3] == "train"]) == 14
+
+
+def test_training_loses_what_other_splits_ask_and_counts_it() -> None:
+    asked = [
+        ("t1", "What is BM25?"),
+        ("t2", "what is  bm25"),
+        ("t3", "another question"),
+        ("d", "What is BM25"),
+        ("x", "Y"),
+    ]
+    judged = [(qid, "p1", "1", "train") for qid in ("t1", "t2", "t3")]
+    judged += [("d", "p1", "1", "dev"), ("x", "p1", "1", "test"), ("g", "p1", "1", "gate")]
+    source, rejects = raw(queries=[*asked, ("g", "Z")], judgments=judged), Rejects()
+    assert queries(source, rejects) == [
+        ("t3", "another question", "train"), ("d", "What is BM25", "dev"), ("x", "Y", "test"), ("g", "Z", "gate"),
+    ]  # fmt: skip
+    assert rejects.left_out == {SAME: 2}
+    assert [row[0] for row in qrels(source)] == ["t3", "d", "x", "g"], "their judgments go with them"
+    assert source.carving.splits == frozenset()
+
+
+def test_a_log_that_repeats_its_questions_is_carved_by_question() -> None:
+    asked = [(f"q{n}", f"question {n % 400}") for n in range(2_000)]
+    source = raw(queries=asked, judgments=[(qid, "p1", "1", "train") for qid, _ in asked])
+    found: dict[str, set[str]] = {}
+    for _, text, split in queries(source):
+        found.setdefault(text, set()).add(split)
+    assert len(found) == 400
+    assert all(len(splits) == 1 for splits in found.values())
+    assert set.union(*found.values()) == {"train", "dev", "gate", "test"}
+    assert source.carving.splits == {"dev", "gate", "test"}
 
 
 def test_repair_is_a_setting() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pytest
 
 from neuroranker_pipeline.datasets import pydocs
+from neuroranker_pipeline.datasets.leaks import find_leaks
+from neuroranker_pipeline.datasets.near import near_pairs
 from neuroranker_pipeline.datasets.pydocs import PydocsSettings, PydocsSource
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.source import Source
@@ -41,7 +44,7 @@ def test_tables_fit_together() -> None:
     assert check_passages(passages.to_batches()) == []
     assert check_queries(queries) == []
     assert check_qrels(qrels, queries, passages["pid"].combine_chunks()) == []
-    assert qrels.num_rows == queries.num_rows > 50
+    assert qrels.num_rows >= queries.num_rows > 50
 
 
 def test_splits_have_the_sizes_asked_for() -> None:
@@ -74,7 +77,7 @@ def test_a_summary_repeated_in_the_body_is_no_query(monkeypatch: pytest.MonkeyPa
         "m.short": "Return a useful number quickly.\n\nShort.",
         "m.few": "Too few.\n\nA body that is long enough to be kept in the collection.",
     }
-    docs |= {f"m.f{n}": f"Compute the answer number {n}.\n\nA body that is long enough: {n}." for n in range(4)}
+    docs |= {f"m.f{n}": f"Compute the answer number {n}.\n\nThe {n} is enough: long." for n in range(4)}
     monkeypatch.setattr(pydocs, "public_docstrings", lambda package: docs)
     settings = PydocsSettings(
         packages=("m",), dev_queries=1, gate_queries=1, test_queries=1, min_passage_chars=20, max_passage_chars=21
@@ -83,6 +86,58 @@ def test_a_summary_repeated_in_the_body_is_no_query(monkeypatch: pytest.MonkeyPa
     assert sorted(qrels["pid"].to_pylist()) == ["m.f0", "m.f1", "m.f2", "m.f3"]
     assert sorted(passages["pid"].to_pylist()) == sorted(set(docs) - {"m.short"})
     assert passages.to_pylist()[-1]["text"] == "m.twice_too: Another body that is"
+
+
+def test_what_is_near_goes_into_one_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = {
+        f"m.a{n}": f"Number {n} of many summaries.\n\nText {n}: {' '.join(f'w{n}x{i}' for i in range(9))}"
+        for n in range(60)
+    }
+    docs |= {f"m.q{n}": f"Return the one common summary here {n}.\n\nBody {n} {'y' * n} z{n} v{n}" for n in range(1, 9)}
+    docs |= {f"m.b{n}": f"Summary {n * '!'}x{n} alone {n}.\n\nBodies of which all words are one" for n in range(9)}
+    monkeypatch.setattr(pydocs, "public_docstrings", lambda package: docs)
+    sizes = {"dev_queries": 8, "gate_queries": 9, "test_queries": 30}
+    passages, queries, qrels = read(PydocsSettings(packages=("m",), min_passage_chars=5, min_query_words=3, **sizes))
+    splits = queries["split"].to_pylist()
+    assert {f"{split}_queries": splits.count(split) for split in ("dev", "gate", "test")} == sizes
+    assert find_leaks(queries).same == find_leaks(queries).near == 0
+    body = {row["pid"]: row["text"].partition(": ")[2] for row in passages.to_pylist()}
+    learned = {body[row["pid"]] for row in qrels.to_pylist() if row["split"] == "train"}
+    held = {body[row["pid"]] for row in qrels.to_pylist() if row["split"] != "train"}
+    assert learned
+    assert not near_pairs(sorted(held), sorted(learned)).held.size
+
+
+def test_a_large_group_is_trained_on_and_the_others_are_placed_by_a_hash() -> None:
+    """Of one query in a group, and of up to four, placed by the same hash: sizes say nothing about the split."""
+    groups = [n if n < 600 else 600 + (n - 600) // 4 for n in range(1000)] + [5_000] * 40
+    qids = sorted(hashlib.blake2b(str(n).encode(), digest_size=8).hexdigest() for n in range(len(groups)))
+    sizes = {"test": 200, "gate": 100, "dev": 50}
+    settings = PydocsSettings(test_queries=200, gate_queries=100, dev_queries=50)
+    splits = pydocs._assign_splits(qids, groups, settings)
+    members: dict[int, set[str]] = {}
+    for qid, group in zip(qids, groups, strict=True):
+        members.setdefault(group, set()).add(splits[qid])
+    assert all(len(found) == 1 for found in members.values())
+    assert members[5_000] == {"train"}
+    assert {split: list(splits.values()).count(split) for split in sizes} == sizes
+    held = [len(members[group]) and groups.count(group) for group in members if members[group] == {"test"}]
+    assert 0.3 < sum(size == 4 for size in held) * 4 / 200 < 0.5, "as in all: 400 of 1,000"
+
+
+def test_passages_of_one_body_are_all_relevant(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = {f"m.f{n}": f"Compute the answer number {n}.\n\nThe {n} is enough: long." for n in range(4)}
+    docs |= {name: f"Open the door of {name}.\n\nBodies that are equal here." for name in ("m.one", "m.two")}
+    monkeypatch.setattr(pydocs, "public_docstrings", lambda package: docs)
+    _, queries, qrels = read(PydocsSettings(
+        packages=("m",), dev_queries=1, gate_queries=1, test_queries=1, min_passage_chars=5
+    ))  # fmt: skip
+    asked = {row["text"]: row["qid"] for row in queries.to_pylist()}
+    judged = [(row["qid"], row["pid"]) for row in qrels.to_pylist()]
+    for name in ("m.one", "m.two"):
+        qid = asked[f"Open the door of {name}."]
+        assert [pid for asker, pid in judged if asker == qid] == ["m.one", "m.two"]
+    assert len(judged) == 8
 
 
 def test_max_passages_keeps_whole_pairs_and_is_a_subset() -> None:

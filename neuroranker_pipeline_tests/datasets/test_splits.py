@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuroranker_pipeline.datasets.files import FilesSettings
-from neuroranker_pipeline.datasets.splits import CarveSettings, CollectionSettings, Splits, unit_hash
+from neuroranker_pipeline.datasets.held_out import SAME, TOO_NEAR
+from neuroranker_pipeline.datasets.near import same_text
+from neuroranker_pipeline.datasets.splits import UNJUDGED, CarveSettings, CollectionSettings, Splits, unit_hash
 from neuroranker_pipeline.errors import BadInput
 
 PLAIN = CollectionSettings(folder=".")
@@ -67,6 +69,83 @@ def test_carving_depends_on_the_qid_alone(order: list[str], keep: int) -> None:
     assert found == {qid: whole[qid] for qid in order[:keep]}
 
 
+def ended(rows: list[tuple[str, str, str]], settings: CollectionSettings = PLAIN) -> dict[str, str | None]:
+    """The split in which each (qid, split, text) ends up."""
+    splits = Splits([row[:2] for row in rows], settings, [(qid, text) for qid, _, text in rows])
+    return {qid: splits.of(qid) for qid, _, _ in rows}
+
+
+def test_all_queries_of_a_question_fall_into_one_split() -> None:
+    rows = [(f"q{n}", "train", f"{'Is it' if n % 2 else 'is  it'} number {n % 400}?") for n in range(2_000)]
+    found, by_question = ended(rows), dict[str, set[str | None]]()
+    for qid, _, text in rows:
+        by_question.setdefault(same_text(text), set()).add(found[qid])
+    assert len(by_question) == 400
+    assert {len(splits) for splits in by_question.values()} == {1}
+    assert set(found.values()) == {"train", "dev", "gate", "test"}
+
+
+def test_given_splits_stay_and_training_loses_what_they_ask() -> None:
+    others = [("d", "dev", "what is bm25"), ("g", "gate", "a gate"), ("t", "test", "What is BM25?")]
+    rows = [
+        ("a", "train", "What is BM25 ?"),
+        ("b", "train", "A gate."),
+        ("c", "train", "what is bm25 then now"),
+        *others,
+    ]
+    splits = Splits([row[:2] for row in rows], PLAIN, [(qid, text) for qid, _, text in rows])
+    assert {qid: splits.of(qid) for qid, _, _ in rows} == {
+        "a": None, "b": None, "c": "train", "d": "dev", "g": "gate", "t": "test",
+    }  # fmt: skip
+    assert [splits.left_out(qid) for qid in ("a", "unknown")] == [SAME, UNJUDGED]
+
+
+WORDS = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=6).map(" ".join)
+
+
+@given(
+    st.lists(st.tuples(WORDS, st.sampled_from(["train", "train", "test"])), max_size=60), st.sampled_from([0.5, 0.7, 1])
+)
+def test_nothing_carved_is_learned_from(rows: list[tuple[str, str]], near: float) -> None:
+    """Whatever is asked: neither a question that is held out, nor one that is near to a carved one."""
+    named = [(f"q{n}", split, text) for n, (text, split) in enumerate(rows)]
+    settings = CollectionSettings(folder=".", carve=CarveSettings(dev=0.5, near=near))
+    splits = Splits([row[:2] for row in named], settings, [(qid, text) for qid, _, text in named])
+    words = {qid: set(text.split()) for qid, _, text in named}
+    same = {qid: same_text(text) for qid, _, text in named}
+    learned = [qid for qid, _, _ in named if splits.of(qid) == "train"]
+    for qid, before, _ in named:
+        split = splits.of(qid)
+        assert split == before or before == "train", "only training loses queries"
+        if split not in ("train", None):
+            assert same[qid] not in {same[other] for other in learned}
+            if split in splits.carving.splits:
+                shares = [len(words[qid] & words[o]) / len(words[qid] | words[o]) for o in learned]
+                assert max(shares, default=0) < near
+    lost = [qid for qid, _, _ in named if splits.of(qid) is None]
+    assert {splits.left_out(qid) for qid in lost} <= {SAME, TOO_NEAR}
+
+
+def test_a_near_question_stays_where_the_splits_were_given() -> None:
+    rows = [
+        ("a", "train", "one two three four"),
+        ("d", "dev", "one two three four five"),
+        ("t", "test", "x"),
+        ("g", "gate", "y"),
+    ]
+    assert ended(rows)["a"] == "train"
+
+
+@given(st.lists(st.tuples(WORDS, st.just("train")), min_size=1, max_size=40, unique=True))
+def test_where_a_question_goes_depends_on_its_text_alone(rows: list[tuple[str, str]]) -> None:
+    wide = CollectionSettings(folder=".", carve=CarveSettings(near=1.0))
+    one = ended([(f"q{n}", split, text) for n, (text, split) in enumerate(rows)], wide)
+    other = ended([(f"z{len(rows) - n}", split, text.upper()) for n, (text, split) in enumerate(rows)], wide)
+    for n in range(len(rows)):
+        if one[f"q{n}"] is not None:
+            assert other[f"z{len(rows) - n}"] in (one[f"q{n}"], None)
+
+
 def test_shares_are_settings() -> None:
     most = CollectionSettings(folder=".", carve=CarveSettings(dev=0.9, test=0.1, gate=0.1))
     sizes = count(split_of(ALL_TRAIN, most))
@@ -100,11 +179,29 @@ def test_a_hash_is_a_share(qid: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("folder", ""), ("max_reject_share", 1.0), ("max_reject_share", -0.1), ("max_train_queries", 0)],
+    [
+        ("folder", ""),
+        ("max_reject_share", 1.0),
+        ("max_reject_share", -0.1),
+        ("max_train_queries", 0),
+        ("relevance_level", 0),
+        ("relevance_level", {"train": 0}),
+        ("relevance_level", {"valid": 1}),
+    ],
 )
 def test_bad_settings_name_the_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be"):
         CollectionSettings(**{"folder": ".", field: value})
+
+
+def test_the_relevance_level_is_one_or_by_split() -> None:
+    def levels(**given: Any) -> list[int]:
+        settings = FilesSettings(tests=("test", "test-b"), **given)
+        return [settings.relevant_from(split) for split in ("train", "train-03", "dev", "gate", "test", "test-b")]
+
+    assert levels() == [1] * 6
+    assert levels(relevance_level=2) == [2] * 6
+    assert levels(relevance_level={"train": 3, "test-b": 2}) == [3, 3, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("field", ["dev", "test", "gate"])

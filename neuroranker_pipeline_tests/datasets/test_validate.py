@@ -10,6 +10,7 @@ from neuroranker_pipeline.datasets.validate import (
     check_queries,
     check_unjudged,
     judged_outside,
+    without_relevant,
 )
 from neuroranker_pipeline_tests.datasets import raw
 
@@ -94,18 +95,28 @@ def test_qrels(row: tuple, problem: str) -> None:
     assert check_qrels(table([*GOOD_QRELS, row], QRELS), table(GOOD_QUERIES, QUERIES), PIDS) == [problem]
 
 
-@pytest.mark.parametrize("judgment", [[], [("q2", "p1", 0, "dev")]])
-def test_queries_to_learn_from_need_a_relevant_passage(judgment: list[tuple]) -> None:
-    qrels = table([row for row in GOOD_QRELS if row[0] != "q2"] + judgment, QRELS)
-    assert check_qrels(qrels, table(GOOD_QUERIES, QUERIES), PIDS) == [
-        "qrels: 1 train, dev or gate queries without a relevant passage in the collection, such as q2"
+MORE_QUERIES = table([*GOOD_QUERIES, ("q2b", "also", "dev")], QUERIES)
+
+
+def test_queries_to_learn_from_need_a_judgment_and_a_split_something_relevant() -> None:
+    assert check_qrels(table(GOOD_QRELS, QRELS), MORE_QUERIES, PIDS) == [
+        "qrels: 1 train, dev or gate queries without a judged passage in the collection, such as q2b"
     ]
+    assert check_qrels(table(GOOD_QRELS, QRELS), MORE_QUERIES, PIDS, about_itself=pa.array(["q2b"])) == []
+    irrelevant = ("q2b", "p1", 0, "dev")
+    assert check_qrels(table([*GOOD_QRELS, irrelevant], QRELS), MORE_QUERIES, PIDS) == [], (
+        "it is judged, and finds nothing"
+    )
+    only = [row for row in GOOD_QRELS if row[0] != "q2"] + [("q2", "p1", 0, "dev"), irrelevant]
+    assert check_qrels(table(only, QRELS), MORE_QUERIES, PIDS) == [
+        "qrels: no judgment in split dev is relevant; lower data.relevance_level, or mend the grades"
+    ]
+    assert without_relevant(table(only, QRELS)).to_pylist() == ["q2", "q2b"]
 
 
 def test_a_share_of_bare_queries_may_be_allowed() -> None:
-    qrels, queries = table([row for row in GOOD_QRELS if row[0] != "q2"], QRELS), table(GOOD_QUERIES, QUERIES)
-    assert check_qrels(qrels, queries, PIDS, bare_share=0.34) == []
-    assert len(check_qrels(qrels, queries, PIDS, bare_share=0.33)) == 1
+    assert check_qrels(table(GOOD_QRELS, QRELS), MORE_QUERIES, PIDS, bare_share=0.25) == []
+    assert len(check_qrels(table(GOOD_QRELS, QRELS), MORE_QUERIES, PIDS, bare_share=0.24)) == 1
 
 
 def test_splits_that_nothing_is_learned_from_may_be_empty() -> None:

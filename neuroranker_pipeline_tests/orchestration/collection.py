@@ -92,7 +92,7 @@ class Collection:
             "passages.tsv": ["pid\ttext", *(f"p{i}\tthe {thing} and more" for i, thing in enumerate(THINGS))],
             "queries.tsv": [
                 "qid\ttext\tsplit",
-                *(f"q{i}\t{asked} {THINGS[i % 4]}\t{split}" for i, split in enumerate(SPLITS)),
+                *(f"q{i}\t{asked} {THINGS[i % 4]} {i}\t{split}" for i, split in enumerate(SPLITS)),
             ],
             "qrels.tsv": ["qid\tpid", *(f"q{i}\tp{i % 4}" for i in range(len(SPLITS)))],
         }

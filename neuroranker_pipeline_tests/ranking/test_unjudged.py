@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuroranker_pipeline.datasets.held_out import SAME, TOO_NEAR, Carving
+from neuroranker_pipeline.datasets.own import without_own
 from neuroranker_pipeline.datasets.rejects import Rejects
 from neuroranker_pipeline.datasets.tables import CANDIDATES, PASSAGES, QRELS, QUERIES, SCORES
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.ranking.settings import UnjudgedSettings
 from neuroranker_pipeline.ranking.unjudged import (
+    LEARNED,
     OWN,
     best_as_positive,
     in_shards,
@@ -27,7 +30,6 @@ from neuroranker_pipeline.ranking.unjudged import (
     sentences,
     title_as_query,
     without_known,
-    without_own,
 )
 from neuroranker_pipeline_tests.datasets.raw import reasons, table, tuples
 
@@ -181,9 +183,18 @@ def test_a_log_s_queries_are_chosen_by_their_text(tmp_path: Path) -> None:
 
 
 def test_judged_queries_are_left_out_however_they_are_written() -> None:
-    asked = table(QUERIES, ("1", "Red  FOX?", "unjudged"), ("2", "grey fox", "unjudged"), ("3", "???", "unjudged"))
-    judged = table(QUERIES, ("a", "red fox", "test"))
-    assert without_known(asked, judged)["qid"].to_pylist() == ["2", "3"]
+    asked = table(
+        QUERIES, ("1", "Red  FOX?", "unjudged"), ("2", "grey fox", "unjudged"), ("3", "???", "unjudged"),
+        ("4", "Owls!", "unjudged"), ("5", "the very red fox runs", "unjudged"),
+    )  # fmt: skip
+    judged = table(QUERIES, ("a", "red fox", "test"), ("b", "owls", "train"), ("c", "the red fox runs", "dev"))
+    rejects = Rejects()
+    assert without_known(asked, judged, Carving(), rejects)["qid"].to_pylist() == ["2", "3", "5"]
+    assert rejects.left_out == {SAME: 1, LEARNED: 1}
+    rejects = Rejects()
+    carved = Carving(frozenset({"dev"}))
+    assert without_known(asked, judged, carved, rejects)["qid"].to_pylist() == ["2", "3"]
+    assert rejects.left_out == {SAME: 1, LEARNED: 1, TOO_NEAR: 1}
 
 
 def test_a_query_s_split_is_its_shard() -> None:
@@ -196,7 +207,8 @@ def test_a_query_s_split_is_its_shard() -> None:
 def test_the_own_passage_is_no_candidate_and_its_rest_is_the_positive() -> None:
     own = table(OWN, ("q1", "b#rest", "rest", "b"), ("q2", "a#rest", "rest", "a"))
     found = table(CANDIDATES, ("q1", "a", 1, 3.0), ("q1", "b", 2, 2.0), ("q1", "c", 3, 1.0), ("q2", "b", 1, 1.0))
-    assert tuples(without_own(found, own), CANDIDATES) == [
+    sources = own.select(["qid", "source_pid"]).rename_columns(["qid", "pid"])
+    assert tuples(without_own(found, sources), CANDIDATES) == [
         ("q1", "a", 1, 3.0),
         ("q1", "c", 2, 1.0),
         ("q2", "b", 1, 1.0),
