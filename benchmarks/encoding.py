@@ -24,6 +24,7 @@ from neuroranker_pipeline.datasets.source import open_source
 from neuroranker_pipeline.datasets.tables import JUDGMENTS, QUERIES
 from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
 from neuroranker_pipeline.evaluation.significance import paired_randomization
+from neuroranker_pipeline.evaluation.tables import p_number
 from neuroranker_pipeline.retrieval.bm25 import BM25Settings, Searcher, build_index
 
 MEASURES = ("R@100", "MRR@10")
@@ -52,7 +53,7 @@ def main() -> None:
         before, after = values[False][1][name], values[True][1][name]
         test = paired_randomization(after, before)
         rows.append([name, f"{before.mean():.4f}", f"{after.mean():.4f}", f"{after.mean() - before.mean():+.4f}",
-                     int((after > before).sum()), int((after < before).sum()), f"{test:.3f}"])  # fmt: skip
+                     int((after > before).sum()), int((after < before).sum()), p_number(test)])  # fmt: skip
     print(table(["", "as published", "mended", "change", "queries won", "lost", "p"], rows))
 
 

@@ -25,6 +25,7 @@ from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.tables import read_table, read_texts
 from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
 from neuroranker_pipeline.evaluation.significance import paired_randomization
+from neuroranker_pipeline.evaluation.tables import p_number
 from neuroranker_pipeline.ranking.embeddings import cosine_scores, encode_texts, read_embeddings
 from neuroranker_pipeline.ranking.interpolation import interpolate
 from neuroranker_pipeline.ranking.scoring import scores_table
@@ -59,7 +60,7 @@ def values_of(lake: Lake, split: str, settings: Settings) -> dict[str, np.ndarra
     runs = {"BM25": candidates, "fused": fused(scores, candidates)}
     runs |= {f"{weight:g}": interpolate(scores, candidates, weight) for weight in settings.interpolation.grid}
     judged = qrels.filter(pc.is_in(qrels["qid"], pa.array(list(texts)))).select(["qid", "pid", "grade"])
-    level = settings.data.relevance_level(split)
+    level = settings.data.relevant_from(split)
     return {name: measure_vectors(ranked(run), judged, [MEASURE], level)[1][MEASURE] for name, run in runs.items()}
 
 
@@ -95,7 +96,7 @@ def main() -> None:
     for name in next(iter(measured.values())):
         cells = [f"{found[name].mean():.4f}" for found in measured.values()]
         p = paired_randomization(measured[splits[-1]][name], measured[splits[-1]]["0"], options.seed)
-        rows.append([name, *cells, "" if name == "0" else f"{p:.3f}"])
+        rows.append([name, *cells, "" if name == "0" else p_number(p)])
     queries = [f"{split} ({len(found['0'])})" for split, found in measured.items()]
     print(table([f"weight, {MEASURE}", *queries, f"p against 0 on {splits[-1]}"], rows))
     grid = [f"{weight:g}" for weight in sorted(settings.interpolation.grid)]

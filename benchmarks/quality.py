@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from neuroranker_pipeline.datasets.tables import SCORES
 from neuroranker_pipeline.ranking.device import pick_compute
 from neuroranker_pipeline.ranking.embeddings import TorchEncoder, encode_texts, rank_by_cosine
 from neuroranker_pipeline.ranking.ensemble import choose_weights, combine
-from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists, with_positives
+from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists, with_judged
 from neuroranker_pipeline.ranking.models import BiEncoder, CrossEncoder
 from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, score_candidates, top_by
 from neuroranker_pipeline.ranking.settings import ListSettings, StudentSettings, TeacherSettings, TrainingSettings
@@ -112,7 +112,7 @@ class Study:
     def base(self) -> None:
         """The untouched student's scores of all candidates, and what it finds for the made queries."""
         model = BiEncoder.load(self.small, max_length=200)
-        judged = with_positives(self.data.candidates_of(self.data.train), self.data.judged_of(self.data.train))
+        judged = with_judged(self.data.candidates_of(self.data.train), self.data.judged_of(self.data.train))
         self.once("mined", lambda: pa.concat_tables(self.mine(model, name) for name in MADE))
         self.keep("base", self.by_cosine(model, pairs(judged, self.evaluated, self.made_pool)))
         print(f"{len(self.judged_pool):,} judged pairs, {len(self.made_pool):,} of made queries", flush=True)
@@ -196,7 +196,7 @@ class Study:
         rows = of_queries(self.cascade(), self.data.choose)
 
         def measure(run: pa.Table) -> float:
-            return float(np.mean([mean_reciprocal_rank(of_queries(run, qids), relevant) for qids in groups.values()]))
+            return float(np.mean([mean_reciprocal_rank(run, only_of(relevant, qids)) for qids in groups.values()]))
 
         return choose_weights({name: only(self.scores(name), rows) for name in members}, measure)
 
@@ -260,6 +260,10 @@ class Study:
         return rank_by_cosine(rows, self.data.texts, self.data.passages, TorchEncoder(model, self.compute))
 
 
+def only_of(relevant: Mapping[str, set[str]], qids: Sequence[str]) -> dict[str, set[str]]:
+    return {qid: relevant[qid] for qid in qids if qid in relevant}
+
+
 def regime(study: Study) -> None:
     """MRR@10 of every regime and share on the choosing half. The highest mean is chosen, and goes into ``quality_recipes``
     as ``CHOSEN`` before the other halves are looked at."""
@@ -268,7 +272,7 @@ def regime(study: Study) -> None:
     found = {}
     for name in ("base", *(f"{name}~0~{share:g}" for name in REGIMES for share in SHARES)):
         run = study.scores(name)
-        values = {g: mean_reciprocal_rank(of_queries(run, qids), relevant) for g, qids in groups.items()}
+        values = {g: mean_reciprocal_rank(run, only_of(relevant, qids)) for g, qids in groups.items()}
         found[name] = values | {"mean": float(np.mean(list(values.values())))}
         print(f"{name:32}", " ".join(f"{key} {value:.4f}" for key, value in found[name].items()), flush=True)
     (study.work / "regimes.json").write_text(json.dumps(found, indent=2))

@@ -22,6 +22,7 @@ from quality_tables import Data, by_collection, of_queries, only
 
 from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
 from neuroranker_pipeline.evaluation.significance import compare_pairs
+from neuroranker_pipeline.evaluation.tables import p_number
 from neuroranker_pipeline.ranking.ensemble import combine
 from neuroranker_pipeline.ranking.lists import positives
 from neuroranker_pipeline.ranking.scoring import cascade_run, mean_reciprocal_rank
@@ -100,7 +101,7 @@ class Report:
         print("| --- | ---: | ---: | ---: | --- | ---: | ---: | --- |")
         for group, (a, b), found in zip(self.groups, pairs, compare_pairs(pairs), strict=True):
             means = f"{a.mean():.4f} | {b.mean():.4f} | {found.difference:+.4f}"
-            tested = f"{found.low:+.4f} to {found.high:+.4f} | {found.p:.4f} | {found.p_holm:.4f}"
+            tested = f"{found.low:+.4f} to {found.high:+.4f} | {p_number(found.p)} | {p_number(found.p_holm, found.p)}"
             print(f"| {group} | {means} | {tested} | {found.wins}, {found.losses}, {found.ties} |")
         print()
 

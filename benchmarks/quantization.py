@@ -28,6 +28,7 @@ from neuroranker_pipeline.datasets.trec import read_qrels, read_run
 from neuroranker_pipeline.datasets.tsv import read_passages, read_queries_tsv
 from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
 from neuroranker_pipeline.evaluation.significance import paired_randomization
+from neuroranker_pipeline.evaluation.tables import p_value
 from neuroranker_pipeline.export import onnx as exporting
 from neuroranker_pipeline.export.onnx import copy_companions, export_student, write_settings
 from neuroranker_pipeline.export.quantize import QuantizationSettings, batch_sensitivity, quantize_student
@@ -141,7 +142,7 @@ def main() -> None:
             for measure in MEASURES:
                 change = (values[measure] - reference["values"][measure]).mean()
                 p = paired_randomization(values[measure], reference["values"][measure])
-                row.append(f"{values[measure].mean():.4f} ({change:+.4f}, p {p:.2f})")
+                row.append(f"{values[measure].mean():.4f} ({change:+.4f}, {p_value(p)})")
             rows.append(row)
             print(row, flush=True)
     print(f"\n{platform.processor() or platform.machine()}, {len(queries)} queries\n")

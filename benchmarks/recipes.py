@@ -44,6 +44,7 @@ from measured import table
 
 from neuroranker_pipeline.datasets.splits import unit_hash
 from neuroranker_pipeline.evaluation import significance
+from neuroranker_pipeline.evaluation.tables import p_number
 from neuroranker_pipeline.ranking.device import pick_compute
 from neuroranker_pipeline.ranking.embeddings import TorchEncoder, rank_by_cosine
 from neuroranker_pipeline.ranking.lists import TrainingLists, positives, sample_lists
@@ -153,7 +154,7 @@ def read(tables: Path, collection: str, most: int, tiny: bool) -> Data:
     splits = {}
     for name, limit in limits.items():
         here = pc.starts_with(queries["split"], name) if name == "train" else pc.equal(queries["split"], name)
-        known = [qid for qid in queries.filter(here)["qid"].to_pylist() if qid in relevant]
+        known = [qid for qid in queries.filter(here)["qid"].to_pylist() if relevant.get(qid)]
         splits[name] = sorted(known, key=lambda qid: unit_hash(qid, "recipes"))[:limit]
     learned, ranked = pa.array(splits["train"], pa.string()), pa.array(splits["dev"] + splits["test"], pa.string())
     own = candidates.filter(pc.is_in(candidates["qid"], learned))
@@ -347,7 +348,9 @@ def report(study: Study, data: Data) -> str:
     for (a, b), found in zip(PAIRS, tested, strict=True):
         interval = f"{found.low:+.4f} to {found.high:+.4f}"
         row = [RECIPES[a].kind, RECIPES[a].title, RECIPES[b].title, f"{found.difference:+.4f}", interval]
-        pairs.append([*row, f"{found.p:.4f}", f"{found.p_holm:.4f}", f"{found.wins}, {found.losses}, {found.ties}"])
+        pairs.append(
+            [*row, p_number(found.p), p_number(found.p_holm, found.p), f"{found.wins}, {found.losses}, {found.ties}"]
+        )
     size = f"{len(data.lists)} lists, {len(data.splits['dev'])} dev and {len(data.splits['test'])} test queries"
     head = ["model", "side", "recipe"]
     return "\n\n".join([

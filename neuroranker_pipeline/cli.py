@@ -138,9 +138,11 @@ def report(
 ) -> None:
     """Show how every ranker did on the test split, and where the whole report is; or compare two evaluations."""
     from neuroranker_pipeline.console import show_results
+    from neuroranker_pipeline.orchestration.partitions import shard_keys
 
-    if split is not None and split not in workspace.settings.data.test_splits:
-        raise BadInput(f"--split {split}: the test splits are {', '.join(workspace.settings.data.test_splits)}")
+    reported = shard_keys("tests", workspace.settings)
+    if split is not None and split not in reported:
+        raise BadInput(f"--split {split}: reports are made of {', '.join(reported)}")
     if compare:
         from neuroranker_pipeline.console_report import compare_runs
 
@@ -162,7 +164,7 @@ def report(
     "--override", metavar="REASON", help="Release the model that the gate has blocked, and no other; kept on record."
 )
 def release(workspace: Workspace, override: str | None) -> None:
-    """Bring the graph up to date and release its int8 student, if the gate lets it through."""
+    """Bring the graph up to date and release its search, if the gate lets it through."""
     from neuroranker_pipeline.console_release import release_model
 
     release_model(workspace, override)

@@ -18,6 +18,7 @@ from neuroranker_pipeline.errors import BadInput, NotReady
 if TYPE_CHECKING:
     from neuroranker_pipeline.orchestration.planner import Outcome
     from neuroranker_pipeline.orchestration.search import Hit
+    from neuroranker_pipeline.resources.manifest import Check
     from neuroranker_pipeline.resources.metrics import MetricsStore
     from neuroranker_pipeline.resources.workspace import Workspace
 
@@ -120,16 +121,25 @@ def _outcome_line(outcome: Outcome) -> str:
     rows = "" if outcome.manifest.rows is None else f"{outcome.manifest.rows:,} rows"
     if not outcome.ran:
         return f"[dim]  = {name} {rows:>16}   up to date[/dim]"
-    return f"[green]  ✓[/green] {name} {rows:>16} {outcome.seconds:8.1f} s{attempts}"
+    warned = [check for check in outcome.manifest.checks if not check.passed and not check.blocking]
+    return f"[green]  ✓[/green] {name} {rows:>16} {outcome.seconds:8.1f} s{attempts}" + "".join(map(_warning, warned))
+
+
+def _warning(check: Check) -> str:
+    evidence = "; ".join(f"{name} {value}" for name, value in check.metadata.items())
+    return f"\n[yellow]  ! {check.name}: {escape(evidence)}[/yellow]"
 
 
 def show_results(workspace: Workspace, only: str | None = None) -> Path:
-    """The table of rankers of every test split, or of one, and the commands to try next; returns the first HTML report's
-    path."""
+    """The table of rankers of every split that is reported on, or of one, and the commands to try next; returns the first
+    HTML report's path."""
     from neuroranker_pipeline.evaluation.tables import render_table
+    from neuroranker_pipeline.orchestration.partitions import shard_keys
 
-    pages = []
-    for split in [only] if only else workspace.settings.data.test_splits:
+    pages: list[Path] = []
+    for split in [only] if only else shard_keys("tests", workspace.settings):
+        if pages and not only and workspace.lake.manifest("eval_report", split) is None:
+            continue  # a lake of before this split was reported on
         folder = workspace.lake.read("eval_report", split)
         console.print()
         console.print(render_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))

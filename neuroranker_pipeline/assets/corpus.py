@@ -1,6 +1,7 @@
 """The collection: passages, queries and relevance judgments, from the profile's source."""
 
 import hashlib
+import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,9 @@ from neuroranker_pipeline.assets.previews import table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import corpus as checks
 from neuroranker_pipeline.datasets.known import existing, known_candidates, known_judgments
+from neuroranker_pipeline.datasets.own import OWN_PASSAGES, OWN_PASSAGES_FOLDER, own_passages
 from neuroranker_pipeline.datasets.prepare import digest_of_file
+from neuroranker_pipeline.datasets.relevance import levelled
 from neuroranker_pipeline.datasets.source import RawTable
 from neuroranker_pipeline.datasets.tables import (
     CANDIDATES,
@@ -29,9 +32,11 @@ from neuroranker_pipeline.datasets.tables import (
     read_table,
     write_table,
 )
-from neuroranker_pipeline.datasets.validate import judged_outside
+from neuroranker_pipeline.datasets.validate import judged_outside, without_relevant
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.resources.workspace import Workspace
+
+LEAKS_FILE = "leaks.json"  # beside the queries
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.BetaWarning)  # the only way to declare data that others write
@@ -105,20 +110,31 @@ def passages(step: Step) -> None:
     kinds={"parquet"},
     from_source="queries",
     settings=["splits_needed"],
-    checks=[checks.queries_are_valid],
+    checks=[checks.queries_are_valid, checks.splits_do_not_leak],
     columns=Columns(QUERIES),
     automation=WHEN_INPUTS_CHANGE,
+    code_version="2",
 )
 def queries(step: Step) -> None:
-    """One row a judged query: qid, text, split (train, dev, gate, and the test splits)."""
-    rejects = step.rejects()
+    """One row a judged query: qid, text, split (train, dev, gate, and the test splits).
+
+    A training question that is a dev, gate or test question is left out.
+    """
+    from neuroranker_pipeline.datasets.leaks import find_leaks
+
+    rejects, carving = step.rejects(), step.source.carving
     rows = write_table(step.out, step.source.queries(rejects), QUERIES)
     step.account(rejects)
     table = read_table(step.out)
+    carving.write(step.out)
     sizes = table.group_by("split").aggregate([("qid", "count")]).to_pylist()
     step.record(rows, **{f"{size['split']}_queries": size["qid_count"] for size in sizes})
     step.show("preview", table_preview(table))
     step.check(checks.queries_are_valid(table, step.settings.splits_needed))
+    leaks = find_leaks(table, carving.near)
+    (step.out / LEAKS_FILE).write_text(json.dumps(leaks.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    step.show("leaks", leaks.markdown())
+    step.check(checks.splits_do_not_leak(leaks, carving.splits))
 
 
 @lake_asset(
@@ -126,25 +142,33 @@ def queries(step: Step) -> None:
     kinds={"parquet"},
     from_source="qrels",
     needs=[passages, queries],
+    settings=["relevance_levels", "queries_are_passages"],
     checks=[checks.qrels_are_valid],
     columns=Columns(QRELS, {"qid": "queries.qid", "split": "queries.split"}),
     automation=WHEN_INPUTS_CHANGE,
+    code_version="2",
 )
 def qrels(step: Step) -> None:
     """Relevance judgments, one row a judged pair: qid, pid, grade, split.
 
-    Graded test judgments of passages outside the collection are kept: without them the ideal DCG would change.
+    Graded test judgments of passages outside the collection are kept: without them the ideal DCG would change. Queries
+    that are passages of the collection themselves are in the folder ``own_passages``: they are not judged about themselves,
+    nor do they find themselves.
     """
     rejects = step.rejects()
     judged = pa.Table.from_batches(step.source.qrels(rejects), JUDGMENTS)
     asked = read_table(step.read("queries"))
     pids = existing(step.read("passages"), "pid", judged["pid"])
-    table = known_judgments(judged, asked["qid"].combine_chunks(), pids, rejects)
+    own = own_passages(asked, read_batches(step.read("passages")), step.settings.queries_are_passages)
+    write_table(step.out / OWN_PASSAGES_FOLDER, own, OWN_PASSAGES)
+    table = known_judgments(judged, asked["qid"].combine_chunks(), pids, rejects, own)
     rows = write_table(step.out, table, QRELS)
     step.account(rejects)
+    relevant = levelled(table, step.settings.relevance_levels)
     step.record(rows, judged_outside_collection=sum(judged_outside(table, pids).values()))
+    step.record(queries_without_relevant=len(without_relevant(relevant)), own_passages=own.num_rows)
     step.show("preview", table_preview(table))
-    step.check(checks.qrels_are_valid(table, asked, pids, rejects.max_share))
+    step.check(checks.qrels_are_valid(relevant, asked, pids, rejects.max_share, own["qid"].combine_chunks()))
 
 
 @lake_asset(
@@ -152,6 +176,7 @@ def qrels(step: Step) -> None:
     kinds={"parquet"},
     from_source="candidates",
     needs=[passages, queries],
+    settings=["bounds.unanswered"],
     checks=[checks.given_candidates_are_usable],
     columns=Columns(CANDIDATES, {"qid": "queries.qid", "pid": "passages.pid"}),
     automation=WHEN_INPUTS_CHANGE,
@@ -169,4 +194,5 @@ def given_candidates(step: Step) -> None:
     step.record(write_table(step.out, table, CANDIDATES))
     step.account(rejects)
     step.show("preview", table_preview(table))
-    step.check(checks.given_candidates_are_usable(table, asked, step.settings.data.given_splits))
+    splits, unanswered = step.settings.data.given_splits, step.settings.bounds.unanswered
+    step.check(checks.given_candidates_are_usable(table, asked, splits, unanswered))

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from neuroranker_pipeline.assets.previews import bars
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.training import (
+    check_against_bm25,
     finished,
     lists_with_texts,
     record_training,
@@ -21,8 +22,7 @@ from neuroranker_pipeline.assets.training import (
     training_lists,
     write_card,
 )
-from neuroranker_pipeline.checks import ranking as checks
-from neuroranker_pipeline.datasets.shards import judgments_of
+from neuroranker_pipeline.assets.unjudged import dev_positives
 from neuroranker_pipeline.datasets.tables import read_table
 from neuroranker_pipeline.ranking.settings import BASE_STUDENT, MemberSettings
 
@@ -37,11 +37,10 @@ def train_ensemble(step: Step) -> None:
     Each finished member is kept in the work folder: a run that was killed goes on with the one it was at.
     """
     from neuroranker_pipeline.ranking.device import pick_compute
-    from neuroranker_pipeline.ranking.lists import positives
     from neuroranker_pipeline.ranking.members import MEMBERS, open_member, score_pairs, together
-    from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, top_by
+    from neuroranker_pipeline.ranking.scoring import top_by
 
-    settings, relevant = step.settings.teacher, positives(read_table(step.read("qrels")))
+    settings, relevant = step.settings.teacher, dev_positives(step)
     dev = top_by(read_table(step.read("base_scores", "dev")), step.settings.cascade_depth)
     texts, found = texts_for(step, dev)
     compute = pick_compute(step.settings.device)
@@ -56,12 +55,10 @@ def train_ensemble(step: Step) -> None:
     _put_together(step, ensemble)
     total, alone = together(ensemble, scores), scores[ensemble.best]
     bm25_run = read_table(step.read("bm25_candidates", "dev"))
-    mrr, bm25 = mean_reciprocal_rank(total, relevant), mean_reciprocal_rank(bm25_run, relevant)
     others = [result for name, result in results.items() if name != ensemble.best]
     record_training(step, results[ensemble.best], others, trained=any(m.train for m in settings.members.values()))
-    best_mrr = ensemble.members[ensemble.best].dev
-    step.record(**{"dev/MRR@10": mrr, "dev/cross-encoder/MRR@10": best_mrr, "dev/BM25/MRR@10": bm25})
-    step.check(checks.beats_bm25(mrr, bm25, step.settings.bounds.teacher_over_bm25, len(texts)))
+    step.record(**{"dev/cross-encoder/MRR@10": ensemble.members[ensemble.best].dev})
+    check_against_bm25(step, total, bm25_run, relevant, step.settings.bounds.teacher_over_bm25)
     shown = {name: run for name, run in scores.items() if name not in (ensemble.best, BASE_STUDENT)}
     runs = {"this model": alone, "the ensemble": total, **shown, "base student": dev, "BM25": bm25_run}
     best = settings.members[ensemble.best]
@@ -109,13 +106,14 @@ def _weighted(step: Step, scores: Mapping[str, pa.Table], relevant: Mapping[str,
     from neuroranker_pipeline.ranking.members import MEMBERS, Ensemble, Member, is_cross_encoder
     from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, mean_spread
 
-    measure = step.settings.teacher.measure
-    judged = judgments_of(read_table(step.read("qrels")), pc.unique(scores[BASE_STUDENT]["qid"]).to_pylist())
+    measure, level = step.settings.teacher.measure, step.settings.data.relevant_from("dev")
+    judged = read_table(step.read("qrels"))
+    judged = judged.filter(pc.equal(judged["split"], "dev"))
 
     def quality(run: pa.Table) -> float:
         if measure == "MRR@10" or not judged.num_rows:  # without dev queries all weights are equal
             return mean_reciprocal_rank(run, relevant)
-        return mean_measures(run, judged, [measure])[measure]
+        return mean_measures(run, judged, [measure], level)[measure]
 
     weights = choose_weights(scores, quality)
     alone = {name: mean_reciprocal_rank(run, relevant) for name, run in scores.items()}

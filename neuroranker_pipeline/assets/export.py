@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
@@ -14,13 +15,13 @@ from neuroranker_pipeline.assets.previews import bars
 from neuroranker_pipeline.assets.retrieval import bm25_candidates
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.student import passage_embeddings, student_checkpoint
-from neuroranker_pipeline.assets.teacher import base_scores
 from neuroranker_pipeline.assets.training import texts_for
+from neuroranker_pipeline.assets.unjudged import dev_positives
 from neuroranker_pipeline.checks import export as checks
 from neuroranker_pipeline.datasets.tables import read_batches, read_table
 
 if TYPE_CHECKING:
-    from neuroranker_pipeline.ranking.embeddings import Encoder
+    from neuroranker_pipeline.ranking.embeddings import Embeddings
 
 PARITY_TEXTS = 64
 CALIBRATION_TEXTS = 256
@@ -51,59 +52,62 @@ def student_onnx(step: Step) -> None:
     needs=[
         student_onnx,
         Needs(passage_embeddings, "all"),
-        Needs(base_scores, "dev"),
         Needs(bm25_candidates, "dev"),
         passages,
         queries,
         qrels,
     ],
-    settings=["quantization", "bounds.int8_loss", "bounds.batch_sensitivity", "cascade_depth", "interpolation"],
+    settings=[
+        "quantization",
+        "bounds.int8_loss",
+        "bounds.alpha",
+        "bounds.batch_sensitivity",
+        "learned_levels",
+        "interpolation",
+        "seed",
+    ],
     checks=[checks.int8_loses_little, checks.ranking_is_stable],
-    code_version="3",
+    code_version="4",
 )
 def student_onnx_int8(step: Step) -> None:
-    """The student with 8-bit weights; held to the float32 model's quality on the dev split. With it, how much BM25's score
-    adds to its own."""
+    """The student with 8-bit weights; held to the float32 model's quality on the dev split, over all candidates. With it,
+    how much BM25's score adds to its own."""
     from neuroranker_pipeline.export.quantize import batch_sensitivity, quantize_student
+    from neuroranker_pipeline.ranking.dev import compare_on_dev
     from neuroranker_pipeline.ranking.embeddings import cosine_scores, encode_texts, rank_by_cosine, read_embeddings
-    from neuroranker_pipeline.ranking.lists import positives
-    from neuroranker_pipeline.ranking.scoring import mean_reciprocal_rank, top_by
     from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 
     calibration = _some_texts(step, CALIBRATION_TEXTS)
     quantize_student(step.read("student_onnx"), step.out, step.settings.quantization, calibration)
-    relevant = positives(read_table(step.read("qrels")))
-    dev = top_by(read_table(step.read("base_scores", "dev")), step.settings.cascade_depth)
+    relevant, dev = dev_positives(step), read_table(step.read("bm25_candidates", "dev"))
     texts, found = texts_for(step, dev)
-    int8 = OnnxEncoder(step.out)
-    int8_mrr = mean_reciprocal_rank(rank_by_cosine(dev, texts, found, int8), relevant)
+    int8 = rank_by_cosine(dev, texts, found, OnnxEncoder(step.out))
     asked = encode_texts(texts, list(texts), OnnxEncoder(step.read("student_onnx")), "qid")
-    float32 = cosine_scores(dev, asked, read_embeddings(step.read_all("passage_embeddings"), pc.unique(dev["pid"])))
-    float32_mrr = mean_reciprocal_rank(float32, relevant)
-    _choose_bm25_weight(step, int8, relevant)
+    stored = read_embeddings(step.read_all("passage_embeddings"), pc.unique(dev["pid"]))
+    bounds, float32 = step.settings.bounds, cosine_scores(dev, asked, stored)
+    test = compare_on_dev(int8, float32, relevant, -bounds.int8_loss, step.settings.seed)
+    _choose_bm25_weight(step, dev, texts, stored, relevant)
     change = batch_sensitivity(step.out, ragged_texts(calibration[:PARITY_TEXTS]))
-    step.record(**{"dev/MRR@10": int8_mrr, "dev/float32/MRR@10": float32_mrr, "batch_sensitivity": change})
-    bounds = step.settings.bounds
-    step.check(checks.int8_loses_little(int8_mrr, float32_mrr, bounds.int8_loss))
+    step.record(**{"dev/MRR@10": test.model, "dev/float32/MRR@10": test.other, "batch_sensitivity": change})
+    step.check(checks.int8_loses_little(test, bounds.alpha))
     step.check(checks.ranking_is_stable(change, bounds.batch_sensitivity))
 
 
-def _choose_bm25_weight(step: Step, int8: Encoder, relevant: Mapping[str, set[str]]) -> None:
-    """Keep the weight of BM25's score beside the model, chosen on the dev split by the scores of the served search: those of
-    BM25's candidates, from their stored vectors and the int8 model's vector of the query. An empty grid keeps none."""
-    from neuroranker_pipeline.ranking.embeddings import cosine_scores, encode_texts, read_embeddings
-    from neuroranker_pipeline.ranking.interpolation import choose_weight
+def _choose_bm25_weight(
+    step: Step, dev: pa.Table, texts: Mapping[str, str], stored: Embeddings, relevant: Mapping[str, set[str]]
+) -> None:
+    """Keep the weight of BM25's score beside the model, chosen on the dev split by the scores of the served search. An empty
+    grid keeps none."""
+    from neuroranker_pipeline.ranking.interpolation import choose_weight, search_run
+    from neuroranker_pipeline.ranking.scoring import top_by
+    from neuroranker_pipeline.serving.search import DEPTH
 
     if not step.settings.interpolation.grid:
         return
-    candidates = read_table(step.read("bm25_candidates", "dev"))
-    texts, _ = texts_for(step, candidates, passages=False)
-    asked = encode_texts(texts, list(texts), int8, "qid")
-    vectors = read_embeddings(step.read_all("passage_embeddings"), pc.unique(candidates["pid"]))
-    scores = cosine_scores(candidates, asked, vectors)
-    choice = choose_weight(scores, candidates, relevant, step.settings.interpolation.grid)
+    scores = search_run(dev, texts, step.out, stored)  # without a weight yet: the cosine alone
+    choice = choose_weight(scores, top_by(dev, DEPTH), relevant, step.settings.interpolation.grid)
     choice.write(step.out)
-    step.record(bm25_weight=choice.weight, **{"dev/int8 + BM25/MRR@10": choice.grid[choice.weight]})
+    step.record(bm25_weight=choice.weight, **{"dev/search/MRR@10": choice.grid[choice.weight]})
     step.show("interpolation", bars({f"weight {weight:g}": value for weight, value in choice.grid.items()}))
 
 

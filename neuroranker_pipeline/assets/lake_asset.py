@@ -23,7 +23,14 @@ from neuroranker_pipeline.checks.rule import Rule
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.source import RawTable
 from neuroranker_pipeline.errors import BadInput, NeuroRankerError, NotReady
-from neuroranker_pipeline.orchestration.partitions import Shards, learned_shards, shard_keys, train_shards
+from neuroranker_pipeline.orchestration.partitions import (
+    Shards,
+    learned_shards,
+    reported_parts,
+    reports_of_shards,
+    shard_keys,
+    train_shards,
+)
 from neuroranker_pipeline.resources import software
 from neuroranker_pipeline.resources.lake import Draft, label
 from neuroranker_pipeline.resources.manifest import Manifest, fingerprint
@@ -43,13 +50,13 @@ FORCE_TAG = "neuroranker/force"  # on a run: make the artifact again, though the
 
 @dataclass(frozen=True)
 class Needs:
-    """An input, and which of its shards: the step's own, all, those that training reads, those that training and
-    choosing read, those that the student learns from (with dev), dev or gate alone, or None for an input without
-    partitions; ``when``: the settings that need it, all by default; ``only``: how the keys of the step's own shards begin
-    that need it."""
+    """An input, and which of its shards: the step's own, the parts of the split that it reports on, all, those that
+    training reads, those that training and choosing read, those that the student learns from (with dev), dev or gate
+    alone, or None for an input without partitions; ``when``: the settings that need it, all by default; ``only``: how the
+    keys of the step's own shards begin that need it."""
 
     asset: "LakeAsset"
-    shards: Literal["own", "all", "train", "train+dev", "learned", "learned+dev", "dev", "gate"] | None = None
+    shards: Literal["own", "parts", "all", "train", "train+dev", "learned", "learned+dev", "dev", "gate"] | None = None
     when: Callable[[Settings], bool] = lambda _: True
     only: str = ""
 
@@ -61,6 +68,8 @@ class Needs:
                 return [None]
             case "own":
                 return [own]
+            case "parts":
+                return [*reported_parts(own or "", settings)]
             case "all":
                 return self.asset.partitions(settings)
             case "train":
@@ -80,6 +89,10 @@ class Needs:
                 return dg.AssetDep(self.asset.name)
             case "own":
                 return dg.AssetDep(self.asset.name, partition_mapping=dg.IdentityPartitionMapping())
+            case "parts":
+                return dg.AssetDep(
+                    self.asset.name, partition_mapping=dg.StaticPartitionMapping(reports_of_shards(settings))
+                )
             case "all":
                 return dg.AssetDep(self.asset.name, partition_mapping=dg.AllPartitionMapping())
         keys = [key for key in self.keys(settings, None) if key is not None]
@@ -299,6 +312,7 @@ class LakeAsset:
                 dg.AssetCheckResult(
                     check_name=check.name,
                     passed=check.passed,
+                    severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
                     description=check.description,
                     metadata=dict(check.metadata),
                 )

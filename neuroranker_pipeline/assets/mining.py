@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.assets.training import finished, list_pairs, lists_with_texts, sampling_weight, texts_for
-from neuroranker_pipeline.assets.unjudged import judgments_for
+from neuroranker_pipeline.assets.unjudged import dev_positives, judgments_for, own_pairs
 from neuroranker_pipeline.datasets.tables import read_table
 
 if TYPE_CHECKING:
@@ -48,18 +48,16 @@ def _fit(
     step: Step, settings: StudentSettings, lists: TrainingLists, texts: Texts, dev: pa.Table, work: Path, out: Path
 ) -> TrainingResult:
     from neuroranker_pipeline.ranking.launch import train
-    from neuroranker_pipeline.ranking.lists import positives
 
-    measured = settings.objective == "distill" or settings.training.eval_every
     return train(
         lists,
         *texts,
-        positives(read_table(step.read("qrels"))),
+        dev_positives(step),
         settings,
         step.settings.seed,
         out,
         work,
-        dev=dev if measured else None,
+        dev=dev if settings.training.eval_every else None,
         device=step.settings.device,
         progress=step.progress,
     )
@@ -72,7 +70,7 @@ def _mined(step: Step, settings: StudentSettings, model: Path, shards: Sequence[
     """
     from neuroranker_pipeline.ranking.device import pick_compute
     from neuroranker_pipeline.ranking.embeddings import TorchEncoder, rank_by_cosine
-    from neuroranker_pipeline.ranking.lists import join_lists, sample_lists, with_positives
+    from neuroranker_pipeline.ranking.lists import join_lists, sample_lists, with_judged
     from neuroranker_pipeline.ranking.members import score_teacher
     from neuroranker_pipeline.ranking.models import BiEncoder
     from neuroranker_pipeline.ranking.unjudged import best_as_positive
@@ -87,7 +85,8 @@ def _mined(step: Step, settings: StudentSettings, model: Path, shards: Sequence[
         judged, scored = judgments_for(step, shard), drawing.teacher_margin is not None
         if scores is not None and not judged.num_rows:
             judged, scored = best_as_positive(scores), True
-        candidates = with_positives(read_table(step.read("bm25_candidates", shard)), judged)
+        candidates = read_table(step.read("bm25_candidates", shard))
+        candidates = with_judged(candidates, judged, drawing.judged_negatives > 0)
         queries, passages = texts_for(step, candidates)
         encoder = TorchEncoder(BiEncoder.load(model), compute, step.work / f"mining-{model.name}-{shard}")
         own, weight = rank_by_cosine(candidates, queries, passages, encoder), sampling_weight(step, shard)
@@ -109,4 +108,4 @@ def _mined(step: Step, settings: StudentSettings, model: Path, shards: Sequence[
             )
             lists = lists.with_teacher(found[0])
         parts.append(lists)
-    return join_lists(parts, drawing, seed)
+    return join_lists(parts, drawing, seed).sparing(own_pairs(step))

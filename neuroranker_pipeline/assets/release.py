@@ -1,13 +1,14 @@
-"""The release gate: the int8 student against BM25, the base student and the last release, on queries of its own."""
+"""The release gate: what search ships against BM25, the base student and the best release, on queries of its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.columns import Columns
 from neuroranker_pipeline.assets.corpus import passages, qrels, queries
@@ -16,14 +17,16 @@ from neuroranker_pipeline.assets.export import student_onnx_int8
 from neuroranker_pipeline.assets.lake_asset import Needs, lake_asset
 from neuroranker_pipeline.assets.retrieval import bm25_candidates
 from neuroranker_pipeline.assets.step import Step
+from neuroranker_pipeline.assets.student import passage_embeddings
 from neuroranker_pipeline.assets.teacher import base_scores
 from neuroranker_pipeline.assets.training import texts_for
 from neuroranker_pipeline.checks import release as checks
 from neuroranker_pipeline.datasets.shards import judgments_of, queries_of_shard
 from neuroranker_pipeline.datasets.tables import RANKER_VALUES, read_table, write_table
 from neuroranker_pipeline.errors import BadInput
+from neuroranker_pipeline.evaluation.rankers import BASE, FIRST_STAGE, INT8, SEARCH
 from neuroranker_pipeline.resources.lake import label
-from neuroranker_pipeline.resources.releases import MODEL, Override, Registry, person
+from neuroranker_pipeline.resources.releases import MODEL, Override, Registry, Release, person
 from neuroranker_pipeline.resources.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -31,15 +34,14 @@ if TYPE_CHECKING:
 
 GATE: Final = "gate"
 OVERRIDE_TAG = "neuroranker/override"  # on a run of release_decision: the reason why its model may pass
-DECISION, REPORT, REFERENCE = "decision.json", "decision.md", "reference.json"
+DECISION, REPORT, MEASURED = "decision.json", "decision.md", "releases.json"
 PASSED, OVERRIDDEN, BLOCKED = "released", "released by a person's override", "blocked"
 
 
-def _last_release(workspace: Workspace) -> dict[str, str]:
-    """The release that the int8 student is compared with, as an input: its model."""
+def _releases(workspace: Workspace) -> dict[str, str]:
+    """The releases that are measured beside the int8 student, as inputs: their models."""
     model = workspace.lake.usable(student_onnx_int8.name).data_version
-    reference = Registry(workspace.lake).history().reference_for(model)
-    return {f"release {reference.number}": reference.model} if reference else {}
+    return {f"release {one.number}": one.model for one in Registry(workspace.lake).measured_for(model)}
 
 
 @lake_asset(
@@ -48,21 +50,27 @@ def _last_release(workspace: Workspace) -> dict[str, str]:
     needs=[
         Needs(bm25_candidates, GATE),
         Needs(base_scores, GATE),
+        Needs(passage_embeddings, "all"),
         student_onnx_int8,
         passages,
         queries,
         qrels,
     ],
-    settings=["release.measure"],
+    settings=["release.measure", "relevance_levels"],
     checks=[checks.gate_is_measured],
     columns=Columns(
-        RANKER_VALUES, {"qid": "queries.qid", "value": "qrels.grade bm25_candidates.pid base_scores.score"}
+        RANKER_VALUES,
+        {
+            "qid": "queries.qid",
+            "value": "qrels.grade bm25_candidates.pid base_scores.score passage_embeddings.embedding",
+        },
     ),
-    also_from=_last_release,
+    code_version="2",
+    also_from=_releases,
 )
 def gate_evaluation(step: Step) -> None:
-    """BM25, the base student, the int8 student and the last released model on the gate split, per query: ranker, measure,
-    qid, value."""
+    """BM25, the base student, the int8 student, what search makes of it and the releases that are kept on the gate split,
+    per query: ranker, measure, qid, value."""
     from neuroranker_pipeline.datasets.trec import write_run
     from neuroranker_pipeline.evaluation.measures import DEFAULT_MEASURES
     from neuroranker_pipeline.evaluation.release import gate_values
@@ -74,7 +82,7 @@ def gate_evaluation(step: Step) -> None:
     runs = _runs(step)
     measure = step.settings.release.measure
     measures = list(dict.fromkeys([measure, *DEFAULT_MEASURES]))
-    values = gate_values(runs, judged, measures, step.settings.data.relevance_level(GATE))
+    values = gate_values(runs, judged, measures, step.settings.data.relevant_from(GATE))
     step.record(write_table(step.out, values, RANKER_VALUES))
     (step.out / "runs").mkdir()
     for name, run in runs.items():
@@ -87,79 +95,115 @@ def gate_evaluation(step: Step) -> None:
 
 def _runs(step: Step) -> dict[str, pa.Table]:
     """Every ranker's run over the gate's candidates, by the code that the report measures with."""
-    from neuroranker_pipeline.evaluation.release import BASE, CANDIDATE, FIRST_STAGE, LAST_RELEASE
-    from neuroranker_pipeline.ranking.embeddings import rank_by_cosine
+    from neuroranker_pipeline.evaluation.release import release_name
+    from neuroranker_pipeline.ranking.embeddings import rank_by_cosine, read_embeddings
+    from neuroranker_pipeline.ranking.interpolation import search_run
     from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
 
-    candidates = read_table(step.read("bm25_candidates", GATE))
+    candidates, model = read_table(step.read("bm25_candidates", GATE)), step.read("student_onnx_int8")
     texts, found = texts_for(step, candidates)
-    models = {CANDIDATE: step.read("student_onnx_int8")}
-    reference = step.releases.history().reference_for(step.manifest("student_onnx_int8").data_version)
-    known = None
-    if reference is not None:
-        models[LAST_RELEASE] = step.releases.open(reference.number) / MODEL
-        known = {
-            "release": reference.number,
-            "tag": reference.tag,
-            "model": reference.model,
-            "figures": reference.figures,
-        }
-    (step.out / REFERENCE).write_text(json.dumps(known, indent=2), "utf-8")
-    runs = {FIRST_STAGE: candidates, BASE: read_table(step.read("base_scores", GATE))}
-    for done, (name, model) in enumerate(models.items()):
-        step.progress("measuring at the gate", done, len(models))
-        runs[name] = rank_by_cosine(candidates, texts, found, OnnxEncoder(model))
+    stored = read_embeddings(step.read_all("passage_embeddings"), pc.unique(candidates["pid"]))
+    runs = {
+        FIRST_STAGE: candidates,
+        BASE: read_table(step.read("base_scores", GATE)),
+        INT8: rank_by_cosine(candidates, texts, found, OnnxEncoder(model)),
+        SEARCH: search_run(candidates, texts, model, stored),
+    }
+    measured = step.releases.measured_for(step.manifest("student_onnx_int8").data_version)
+    kept = [one for one in measured if step.releases.kept(one.number)]
+    for done, release in enumerate(kept):
+        step.progress("measuring releases", done, len(kept))
+        runs[release_name(release.number)] = _run_of_release(step.releases, release, candidates, texts, found)
+    _write_measured(step, measured, kept)
     return runs
+
+
+def _run_of_release(
+    registry: Registry, release: Release, candidates: pa.Table, texts: Mapping[str, str], found: Mapping[str, str]
+) -> pa.Table:
+    """What the search of a release gives for today's candidates, by its int8 model and its weight of BM25's score. The
+    vectors that its Bento stores are of its own time's passages, so the int8 model encodes today's."""
+    from neuroranker_pipeline.ranking.embeddings import encode_texts
+    from neuroranker_pipeline.ranking.interpolation import search_run
+    from neuroranker_pipeline.serving.onnx_model import OnnxEncoder
+
+    model = registry.open(release.number) / MODEL
+    pids = pc.unique(candidates["pid"]).to_pylist()
+    return search_run(candidates, texts, model, encode_texts(found, pids, OnnxEncoder(model), "pid"))
+
+
+def _write_measured(step: Step, measured: Sequence[Release], kept: Sequence[Release]) -> None:
+    """Keep which releases were asked for, and what is known of those that are kept."""
+    known = {
+        str(one.number): {"release": one.number, "tag": one.tag, "model": one.model, "figures": dict(one.figures)}
+        for one in kept
+    }
+    about = {"measured": [one.number for one in measured], "kept": known}
+    (step.out / MEASURED).write_text(json.dumps(about, indent=2), "utf-8")
 
 
 @lake_asset(
     group="serving",
     kinds={"json", "markdown"},
     needs=[gate_evaluation, student_onnx_int8, Needs(eval_report, "all")],
-    settings=["release.measure", "release.alpha", "release.over_bm25", "release.tolerated_loss", "seed"],
-    checks=[checks.int8_beats_bm25, checks.int8_not_worse_than_base, checks.int8_not_worse_than_last_release],
+    settings=[
+        "release.measure",
+        "release.alpha",
+        "release.over_bm25",
+        "release.loss_to_base",
+        "release.loss_to_release",
+        "seed",
+    ],
+    checks=[checks.search_beats_bm25, checks.search_not_worse_than_base, checks.search_not_worse_than_best_release],
+    code_version="2",
 )
 def release_decision(step: Step) -> None:
-    """Whether the int8 student may be released, decided on the gate split alone, with the evidence.
+    """Whether what search ships may be released, decided on the gate split alone, with the evidence.
 
     A person can let exactly this model through: ``neuroranker release --override REASON``, or a run of this asset with the
     tag ``neuroranker/override: REASON``. The reason is recorded with the release.
     """
-    from neuroranker_pipeline.evaluation.release import BASE, FIRST_STAGE, LAST_RELEASE, decide, vectors_of
+    from neuroranker_pipeline.evaluation.release import decide, vectors_of
 
-    rules, model = step.settings.release, step.manifest("student_onnx_int8").data_version
-    folder = step.read("gate_evaluation")
-    reference = json.loads((folder / REFERENCE).read_text("utf-8"))
-    values = vectors_of(read_table(folder), rules.measure)
-    decision = decide(values, rules.measure, rules.alpha, rules.over_bm25, rules.tolerated_loss, step.settings.seed)
-    override = None if decision.passed else _override(step, model)
-    _write(step, decision, model, reference, override)
+    rules, folder = step.settings.release, step.read("gate_evaluation")
+    decision = decide(
+        vectors_of(read_table(folder), rules.measure),
+        rules.measure,
+        rules.alpha,
+        rules.over_bm25,
+        rules.loss_to_base,
+        rules.loss_to_release,
+        step.settings.seed,
+    )
+    override = None if decision.passed else _override(step, step.manifest("student_onnx_int8").data_version)
+    _write(step, decision, json.loads((folder / MEASURED).read_text("utf-8")), override)
     step.record(**{f"{GATE}/over {test.against}": test.difference for test in decision.tests})
-    step.check(checks.int8_beats_bm25(decision.test_against(FIRST_STAGE), override))
-    step.check(checks.int8_not_worse_than_base(decision.test_against(BASE), override))
-    step.check(checks.int8_not_worse_than_last_release(decision.test_against(LAST_RELEASE), override))
+    step.check(checks.search_beats_bm25(decision.test_against(FIRST_STAGE), override))
+    step.check(checks.search_not_worse_than_base(decision.test_against(BASE), override))
+    step.check(checks.search_not_worse_than_best_release(decision.test_against_release(), override))
 
 
-def _write(
-    step: Step, decision: Decision, model: str, reference: Mapping[str, Any] | None, override: Override | None
-) -> None:
+def _write(step: Step, decision: Decision, releases: Mapping[str, Any], override: Override | None) -> None:
     """Keep the decision with its evidence: for programs, for people, and in the UI."""
-    from neuroranker_pipeline.evaluation.release import render_decision
+    from neuroranker_pipeline.evaluation.release_report import render_decision
 
     outcome = PASSED if decision.passed else OVERRIDDEN if override else BLOCKED
-    elsewhere = _on_tests(step, reference)
+    best = releases["kept"].get(str(decision.best_release))
+    elsewhere = _on_tests(step, best)
     record = {
         "outcome": outcome,
-        "model": model,
-        "compared_with": reference,
+        "model": step.manifest("student_onnx_int8").data_version,
+        "compared_with": best,
+        "measured": releases["measured"],
         "override": asdict(override) if override else None,
         **decision.to_dict(),
         "test": elsewhere,
     }
     (step.out / DECISION).write_text(json.dumps(record, indent=2), "utf-8")
-    named = f"last release ({reference['release']})" if reference else ""
+    named = f"release {best['release']}, the best that is kept" if best else ""
     why = f"{override.reason} ({override.who}, {override.at})" if override else ""
-    report = render_decision(decision, outcome, named, why, elsewhere)
+    gone = [number for number in releases["measured"] if str(number) not in releases["kept"]]
+    report = render_decision(decision, outcome, named, why, elsewhere, gone)
     (step.out / REPORT).write_text(report, "utf-8")
     step.show("decision", report)
 
@@ -178,14 +222,15 @@ def _override(step: Step, model: str) -> Override | None:
     return step.releases.let_through(model, reason, person(), step.run_id)
 
 
-def _on_tests(step: Step, reference: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
-    """The measure on the test splits, for the rankers that the gate compares; the last release's is of its own time."""
-    from neuroranker_pipeline.evaluation.release import BASE, CANDIDATE, FIRST_STAGE, LAST_RELEASE
+def _on_tests(step: Step, best: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """The measure on the test splits, for the rankers that the gate compares; the best release's is of its own time."""
+    from neuroranker_pipeline.evaluation.release import release_name
 
     measure, found = step.settings.release.measure, {}
-    for split in map(str, eval_report.partitions(step.settings)):
+    for split in map(str, step.settings.data.test_splits):
         figures = step.manifest(label(eval_report.name, split)).figures
-        named = {name: figures.get(f"{name}/{measure}") for name in (FIRST_STAGE, BASE, CANDIDATE)}
-        named[LAST_RELEASE] = reference["figures"].get(f"{split}/{measure}") if reference else None
+        named = {name: figures.get(f"{name}/{measure}") for name in (FIRST_STAGE, BASE, INT8, SEARCH)}
+        if best:
+            named[release_name(best["release"])] = best["figures"].get(f"{split}/{measure}")
         found[split] = {name: value for name, value in named.items() if value is not None}
     return found

@@ -17,10 +17,11 @@ from neuroranker_pipeline.assets.corpus import given_candidates, passages, qrels
 from neuroranker_pipeline.assets.lake_asset import lake_asset
 from neuroranker_pipeline.assets.previews import bars, markdown_table, table_preview
 from neuroranker_pipeline.assets.step import Step
-from neuroranker_pipeline.assets.unjudged import IN_OWN_SHARDS, asked_queries, own_passages
+from neuroranker_pipeline.assets.unjudged import IN_OWN_SHARDS, asked_queries, own_pairs
 from neuroranker_pipeline.checks import retrieval as checks
 from neuroranker_pipeline.config.settings import Settings
 from neuroranker_pipeline.datasets.joined import MAIN, collection_of
+from neuroranker_pipeline.datasets.own import without_own
 from neuroranker_pipeline.datasets.shards import judgments_of, queries_of_shard
 from neuroranker_pipeline.datasets.tables import CANDIDATES, count_rows, read_batches, read_table, write_table
 from neuroranker_pipeline.retrieval.settings import BM25Settings
@@ -62,7 +63,7 @@ def lucene_index(step: Step) -> None:
     group="retrieval",
     kinds={"json"},
     needs=[lucene_index, queries, qrels],
-    settings=["bm25.k1", "bm25.b", "bm25.tune", "bm25.depth"],
+    settings=["bm25.k1", "bm25.b", "bm25.tune", "bm25.depth", "learned_levels"],
     checks=[checks.parameters_are_in_range],
     pool="jvm",
 )
@@ -77,7 +78,10 @@ def bm25_parameters(step: Step) -> None:
         asked = read_table(step.read("queries"))
         asked = asked.filter(pc.and_(pc.equal(asked["split"], "train"), _belongs(asked["qid"], MAIN, step.settings)))
         judged = judgments_of(read_table(step.read("qrels")), asked["qid"].to_pylist())
-        found = tune_bm25(step.read("lucene_index") / MAIN, bm25, _texts(asked), judged, step.progress)
+        level = step.settings.data.relevant_from("train")
+        found = tune_bm25(
+            step.read("lucene_index") / MAIN, bm25, _texts(asked), judged, step.progress, level, own_pairs(step)
+        )
         k1, b, grid = found.k1, found.b, found.rows
         step.show("grid", markdown_table(["k1", "b", bm25.tune.measure], ([row.k1, row.b, row.value] for row in grid)))
     chosen = {"k1": k1, "b": b, "grid": [asdict(row) for row in grid]}
@@ -90,7 +94,7 @@ def bm25_parameters(step: Step) -> None:
     group="retrieval",
     kinds={"parquet"},
     needs=[lucene_index, bm25_parameters, given_candidates, queries, IN_OWN_SHARDS, qrels],
-    settings=["bm25.depth", "shards.train_queries", *ANALYZER],
+    settings=["bm25.depth", "shards.train_queries", "relevance_levels", "bounds.unanswered", *ANALYZER],
     shards="queries",
     checks=[checks.candidates_are_complete],
     pool="jvm",
@@ -108,29 +112,32 @@ def bm25_candidates(step: Step) -> None:
     """BM25's best passages for every query of the shard (qid, pid, rank, score), also as a TREC run.
 
     Where candidates were given with the data, they are taken as they are. A sentence or title that serves as a query does
-    not find the passage that it was taken from.
+    not find the passage that it was taken from, nor does a query that is a passage find itself.
     """
     from neuroranker_pipeline.datasets.trec import write_run
     from neuroranker_pipeline.evaluation.measures import mean_measures
 
     assert step.partition is not None
     shard = queries_of_shard(asked_queries(step), step.partition, step.settings.shards.train_queries)
-    given = read_table(step.read("given_candidates"))
-    given = given.filter(pc.is_in(given["qid"], shard["qid"].combine_chunks()))
+    given, own = read_table(step.read("given_candidates")), own_pairs(step)
+    given, own = (table.filter(pc.is_in(table["qid"], shard["qid"].combine_chunks())) for table in (given, own))
     depth = step.settings.bm25.depth
     if given.num_rows:
+        given = without_own(given, own) if own.num_rows else given
         rows, depth = write_table(step.out, given, CANDIDATES), int(pc.max(given["rank"]).as_py())
     else:
-        rows = write_table(step.out, _searched(step, shard), CANDIDATES)
+        rows = write_table(step.out, _searched(step, shard, own), CANDIDATES)
     table, texts = read_table(step.out), _texts(shard)
     write_run(table, step.out / RUN_FILE, "BM25")
-    level = step.settings.data.relevance_level(step.partition)
+    level = step.settings.data.relevant_from(step.partition)
     judged = judgments_of(read_table(step.read("qrels")), texts)
     measures = mean_measures(table, judged, relevance_level=level) if judged.num_rows else {}
-    step.record(rows, queries=len(texts), given=float(bool(given.num_rows)), **measures)
+    silent = len(texts.keys() - set(pc.unique(table["qid"]).to_pylist()))
+    figures = {"queries": len(texts), "queries_without_candidates": silent, "given": float(bool(given.num_rows))}
+    step.record(rows, **figures, **measures)
     step.show("measures", bars(measures))
     step.show("preview", table_preview(table))
-    step.check(checks.candidates_are_complete(table, texts, depth))
+    step.check(checks.candidates_are_complete(table, texts, depth, step.settings.bounds.unanswered))
 
 
 def collections(settings: Settings) -> list[str]:
@@ -152,20 +159,19 @@ def passages_of(folder: Path, name: str, settings: Settings) -> Iterator[pa.Reco
             yield mine
 
 
-def _searched(step: Step, shard: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Candidates of the shard's queries, each searched in its own collection."""
-    from neuroranker_pipeline.ranking.unjudged import without_own
+def _searched(step: Step, shard: pa.Table, own: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Candidates of the shard's queries, each searched in its own collection, and one more where some are left out."""
     from neuroranker_pipeline.retrieval.bm25 import Searcher
 
-    bm25, own = tuned_parameters(step.settings.bm25, step.read("bm25_parameters")), own_passages(step)
-    own = own.filter(pc.is_in(own["qid"], shard["qid"].combine_chunks()))
+    bm25, depth = tuned_parameters(step.settings.bm25, step.read("bm25_parameters")), step.settings.bm25.depth
+    bm25 = replace(bm25, depth=depth + 1) if own.num_rows else bm25
     for name in collections(step.settings):
         asked = shard.filter(_belongs(shard["qid"], name, step.settings))
         if asked.num_rows:
             with closing(Searcher(step.read("lucene_index") / name, bm25)) as searcher:
                 for batch in searcher.search_batches(_texts(asked), step.progress):
                     found = pa.Table.from_batches([batch])
-                    yield from (without_own(found, own) if own.num_rows else found).to_batches()
+                    yield from (without_own(found, own, depth) if own.num_rows else found).to_batches()
 
 
 def _belongs(ids: pa.Array | pa.ChunkedArray, name: str, settings: Settings) -> pa.Array | pa.ChunkedArray:

@@ -69,7 +69,7 @@ def _searchable(settings: Settings) -> bool:
     freshness=WEEKLY,
 )
 def ranker_bento(step: Step) -> None:
-    """The int8 student that passed the gate, as a Bento that was started and asked.
+    """The search that passed the gate and its int8 student, as a Bento that was started and asked.
 
     The artifact is the exported Bento: ``bentoml import`` puts it into any store.
     """
@@ -129,13 +129,15 @@ def ranker_release(step: Step) -> None:
 
 def _release(step: Step, tag: str, bento: str, model: str) -> Release:
     """Add this Bento to the registry: with its model, which later ones are compared with, and its decision."""
+    from neuroranker_pipeline.evaluation.rankers import INT8, SEARCH
+
     folder, decided = step.read("release_decision"), _decision(step)
-    reference, measure = decided["compared_with"], decided["measure"]
+    best, measure = decided["compared_with"], decided["measure"]
     figures = {f"{GATE}/{ranker}/{measure}": value for ranker, value in decided["means"].items()}
     figures |= {
-        f"{split}/{measure}": found["student int8"]
+        f"{split}/{measure}": value
         for split, found in decided["test"].items()
-        if "student int8" in found
+        if (value := found.get(SEARCH, found.get(INT8))) is not None
     }
     release = Release(
         number=0,  # the registry's to give
@@ -144,9 +146,11 @@ def _release(step: Step, tag: str, bento: str, model: str) -> Release:
         bento=bento,
         who=person(),
         at=now(),
-        compared_with=reference["release"] if reference else None,
+        compared_with=best["release"] if best else None,
         figures=figures,
         override=Override(**decided["override"]) if decided["override"] else None,
+        measured=tuple(decided["measured"]),
+        evidence=decided["evidence"],
     )
     files = {ARCHIVE: step.read("ranker_bento") / ARCHIVE, MODEL: step.read("student_onnx_int8")}
     files |= {name: folder / name for name in (DECISION, REPORT)}
@@ -162,7 +166,7 @@ def _labels(step: Step) -> dict[str, str]:
     decided, student = _decision(step), step.manifest("student_onnx_int8")
     labels = {"profile": step.settings.profile, "student": student.version, "model": student.data_version}
     override = {f"override_{key}": decided["override"][key] for key in ("reason", "who", "at") if decided["override"]}
-    return {**labels, "gate": decided["outcome"], **override}
+    return {**labels, "gate": decided["outcome"], "evidence": decided["evidence"], **override}
 
 
 def _card(step: Step, model: Path) -> Path:

@@ -155,7 +155,8 @@ class Step:
     def check(self, outcome: Check) -> None:
         self._draft.checks.append(outcome)
         if not outcome.passed:
-            self._log.error(f"{outcome.name} failed: {outcome.description} {dict(outcome.metadata)}")
+            tell = self._log.error if outcome.blocking else self._log.warning
+            tell(f"{outcome.name} failed: {outcome.description} {dict(outcome.metadata)}")
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Pass progress on to whoever listens, and to Dagster's log every ten seconds."""

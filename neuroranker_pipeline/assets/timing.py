@@ -37,7 +37,7 @@ def latencies(
     timed = {}
     for done, (name, score) in enumerate(scorers.items()):
         step.progress("timing rankers", done, len(scorers))
-        timed[name] = time_rerank(score, asked)
+        timed[name] = time_rerank(score, asked, step.settings.timing_seconds)
     return {**timed, **{name: timed[as_long] for name, as_long in SAME_COST.items()}}
 
 

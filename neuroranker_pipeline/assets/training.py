@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from neuroranker_pipeline.assets.previews import curve
 from neuroranker_pipeline.assets.step import Step
-from neuroranker_pipeline.assets.unjudged import judgments_for, own_passages
+from neuroranker_pipeline.assets.unjudged import judgments_for, own_pairs, rests
 from neuroranker_pipeline.checks import ranking as checks
 from neuroranker_pipeline.datasets.joined import collection_name
 from neuroranker_pipeline.datasets.licences import terms_of
-from neuroranker_pipeline.datasets.shards import judgments_of, rows_of_shard
+from neuroranker_pipeline.datasets.shards import rows_of_shard
 from neuroranker_pipeline.datasets.tables import count_rows, read_rows, read_table, read_texts
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.orchestration.partitions import is_unjudged, train_shards
@@ -46,7 +46,7 @@ def texts_for(step: Step, pairs: pa.Table, passages: bool = True) -> tuple[dict[
 
 def passage_texts(step: Step, pids: Sequence[str]) -> dict[str, str]:
     """The texts of passages, and of what is left of those that unjudged queries were taken from."""
-    own, wanted = own_passages(step), set(pids)
+    own, wanted = rests(step), set(pids)
     rest = {
         pid: text for pid, text in zip(own["pid"].to_pylist(), own["text"].to_pylist(), strict=True) if pid in wanted
     }
@@ -79,7 +79,7 @@ def draw_lists(
         drawn_by, weight = scores if decided_by_teacher else None, sampling_weight(step, shard, collections)
         lists = sample_lists(candidates, judged, settings, seed, prior=prior, teacher=drawn_by, weight=weight)
         parts.append(lists if scores is None or decided_by_teacher else lists.with_teacher(scores))
-    return join_lists(parts, settings, seed)
+    return join_lists(parts, settings, seed).sparing(own_pairs(step))
 
 
 def training_lists(
@@ -128,7 +128,7 @@ def pairs_to_learn_from(step: Step, prior: pa.Table) -> pa.Table:
     Lists that the teacher's own scores decide on (``teacher_margin``) need its scores of all that they may draw. So do those
     of queries without any judgment, whose positive it chooses: there, of the base student's best.
     """
-    from neuroranker_pipeline.ranking.lists import sample_lists, with_positives
+    from neuroranker_pipeline.ranking.lists import sample_lists, with_judged
     from neuroranker_pipeline.ranking.scoring import top_by
 
     assert step.partition is not None
@@ -138,7 +138,7 @@ def pairs_to_learn_from(step: Step, prior: pa.Table) -> pa.Table:
     if is_unjudged(step.partition) and not judged.num_rows:
         return top_by(prior, min(step.settings.cascade_depth, settings.depth)).select(["qid", "pid"])
     if settings.teacher_margin is not None:
-        return with_positives(candidates, judged).select(["qid", "pid"])
+        return with_judged(candidates, judged, settings.judged_negatives > 0).select(["qid", "pid"])
     return list_pairs(sample_lists(candidates, judged, settings, seed, prior=prior, weight=weight))
 
 
@@ -198,6 +198,17 @@ def record_training(
     )
 
 
+def check_against_bm25(
+    step: Step, model: pa.Table, bm25: pa.Table, relevant: Mapping[str, set[str]], bound: float
+) -> None:
+    """Record MRR@10 of two runs over the dev queries, and check that the model's is not shown to be below BM25's."""
+    from neuroranker_pipeline.ranking.dev import compare_on_dev
+
+    test = compare_on_dev(model, bm25, relevant, bound, step.settings.seed)
+    step.record(**{"dev/MRR@10": test.model, "dev/BM25/MRR@10": test.other})
+    step.check(checks.not_worse_than_bm25(test, step.settings.bounds.alpha))
+
+
 def write_card(
     step: Step,
     settings: TeacherSettings | StudentSettings,
@@ -213,13 +224,13 @@ def write_card(
     from neuroranker_pipeline.evaluation.measures import measure_vectors, ranked
     from neuroranker_pipeline.evaluation.significance import bootstrap_interval
     from neuroranker_pipeline.ranking.card import CARD, Estimate, model_card
-    from neuroranker_pipeline.ranking.lists import positives
 
-    judged = judgments_of(read_table(step.read("qrels")), pc.unique(runs["BM25"]["qid"]).to_pylist())
-    judged = judgments_of(judged, positives(judged))
+    judged = read_table(step.read("qrels"))
+    judged = judged.filter(pc.equal(judged["split"], "dev"))
+    level = step.settings.data.relevant_from("dev")
     estimates: dict[str, dict[str, Estimate]] = {}
     for name, run in runs.items() if judged.num_rows else ():
-        _, found = measure_vectors(ranked(run.select(["qid", "pid", "score"])), judged, CARD_MEASURES)
+        _, found = measure_vectors(ranked(run.select(["qid", "pid", "score"])), judged, CARD_MEASURES, level)
         estimates[name] = {m: Estimate(float(v.mean()), *bootstrap_interval(v)) for m, v in found.items()}
     data = terms_of(step.source, step.settings.data, step.settings.training_collections)
     queries = pc.count_distinct(judged["qid"]).as_py()

@@ -17,8 +17,11 @@ from neuroranker_pipeline.assets.previews import table_preview
 from neuroranker_pipeline.assets.step import Step
 from neuroranker_pipeline.checks import corpus as checks
 from neuroranker_pipeline.config.settings import Settings
+from neuroranker_pipeline.datasets.held_out import Carving
 from neuroranker_pipeline.datasets.joined import MAIN, collection_of
+from neuroranker_pipeline.datasets.own import OWN_PASSAGES_FOLDER
 from neuroranker_pipeline.datasets.prepare import digest_of_file
+from neuroranker_pipeline.datasets.relevance import levelled
 from neuroranker_pipeline.datasets.tables import QUERIES, read_batches, read_table, read_texts, write_table
 from neuroranker_pipeline.orchestration.partitions import is_unjudged
 from neuroranker_pipeline.ranking.settings import UNJUDGED
@@ -46,11 +49,11 @@ def _file_version(workspace: Workspace) -> Mapping[str, str]:
     kinds={"parquet"},
     needs=[Needs(passages, when=lambda settings: settings.unjudged.source in ("titles", "sentences")), queries],
     settings=["unjudged", "shards.unjudged_queries"],
-    checks=[checks.unjudged_queries_are_valid],
+    checks=[checks.unjudged_queries_are_valid, checks.splits_do_not_leak],
     columns=Columns(QUERIES, {"qid": "passages.pid", "text": "passages.text"}),
     automation=WHEN_INPUTS_CHANGE,
     also_from=_file_version,
-    code_version="2",
+    code_version="3",
 )
 def unjudged_queries(step: Step) -> None:
     """Queries that nobody has judged, for the student to learn from by the teacher's scores: qid, text, split (its shard).
@@ -58,22 +61,26 @@ def unjudged_queries(step: Step) -> None:
     They come from a log of queries, or are sentences or titles of passages; the rest of such a passage is in the folder
     ``own``. A query that is also a judged one is left out. There are none unless the settings ask for them.
     """
+    from neuroranker_pipeline.datasets.leaks import leaks_between
     from neuroranker_pipeline.ranking.unjudged import OWN, OWN_FOLDER, in_shards, logged_queries, without_known
 
-    settings = step.settings.unjudged
+    settings, rejects, judged = step.settings.unjudged, step.rejects(), read_table(step.read("queries"))
     asked, own = pa.table([[], [], []], schema=QUERIES), OWN.empty_table()
     if settings.source == "file":
-        rejects = step.rejects()
         asked = logged_queries(step.unjudged_file, settings, rejects)
-        step.account(rejects)
     elif settings.source != "none":
         asked, own = _made(step, settings)
-    asked = in_shards(without_known(asked, read_table(step.read("queries"))), step.settings.shards.unjudged_queries)
+    carving = Carving.read(step.read("queries"))
+    asked = in_shards(without_known(asked, judged, carving, rejects), step.settings.shards.unjudged_queries)
+    step.account(rejects)
     own = own.filter(pc.is_in(own["qid"], asked["qid"].combine_chunks()))
     step.record(write_table(step.out, asked, QUERIES))
     write_table(step.out / OWN_FOLDER, own, OWN)
     step.show("preview", table_preview(asked))
     step.check(checks.unjudged_queries_are_valid(asked, wanted(step.settings)))
+    leaks = leaks_between(asked, judged, carving.near)
+    step.show("leaks", leaks.markdown())
+    step.check(checks.splits_do_not_leak(leaks, carving.splits))
 
 
 def _made(step: Step, settings: UnjudgedSettings) -> tuple[pa.Table, pa.Table]:
@@ -117,7 +124,7 @@ def asked_queries(step: Step) -> pa.Table:
     return read_table([step.read("queries"), *step.read_all("unjudged_queries")])
 
 
-def own_passages(step: Step) -> pa.Table:
+def rests(step: Step) -> pa.Table:
     """What is left of the passages that unjudged queries were taken from; empty unless the step reads such queries."""
     from neuroranker_pipeline.ranking.unjudged import OWN, OWN_FOLDER
 
@@ -125,11 +132,27 @@ def own_passages(step: Step) -> pa.Table:
     return read_table(folders) if folders else OWN.empty_table()
 
 
+def own_pairs(step: Step) -> pa.Table:
+    """The pairs (qid, pid) of a query with the passage that it is, or was taken from: neither candidate nor negative."""
+    taken = rests(step).select(["qid", "source_pid"]).rename_columns(["qid", "pid"])
+    return pa.concat_tables([read_table(step.read("qrels") / OWN_PASSAGES_FOLDER), taken])
+
+
 def judgments_for(step: Step, shard: str) -> pa.Table:
-    """The judgments that a query shard is learned from or measured by.
+    """The judgments that a query shard is learned from or chosen by: grades below the relevance level are 0.
 
     Of a sentence or a title, what is left of its own passage is relevant; a query from a file has no judgments.
     """
     from neuroranker_pipeline.ranking.unjudged import own_as_positive
 
-    return own_as_positive(own_passages(step)) if is_unjudged(shard) else read_table(step.read("qrels"))
+    if is_unjudged(shard):
+        return own_as_positive(rests(step))
+    return levelled(read_table(step.read("qrels")), step.settings.relevance_levels)
+
+
+def dev_positives(step: Step) -> dict[str, set[str]]:
+    """The relevant passages of every judged dev query: what MRR@10 on dev is a mean over, everywhere."""
+    from neuroranker_pipeline.ranking.lists import positives
+
+    judged = judgments_for(step, "dev")
+    return positives(judged.filter(pc.equal(judged["split"], "dev")))

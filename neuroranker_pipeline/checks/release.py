@@ -18,21 +18,21 @@ def gate_is_measured(queries: int, rankers: int, values: int) -> Verdict:
 
 
 @rule
-def int8_beats_bm25(test: GateTest | None, override: Override | None) -> Verdict:
-    """On the gate split the int8 student is significantly above BM25; `neuroranker release --override REASON` overrides."""
+def search_beats_bm25(test: GateTest | None, override: Override | None) -> Verdict:
+    """On the gate split search is significantly above BM25; `neuroranker release --override REASON` overrides."""
     return _verdict(test, override)
 
 
 @rule
-def int8_not_worse_than_base(test: GateTest | None, override: Override | None) -> Verdict:
-    """On the gate split the int8 student is not significantly below the base student; `neuroranker release --override
+def search_not_worse_than_base(test: GateTest | None, override: Override | None) -> Verdict:
+    """On the gate split search loses less than `release.loss_to_base` to the base student; `neuroranker release --override
     REASON` overrides."""
     return _verdict(test, override)
 
 
 @rule
-def int8_not_worse_than_last_release(test: GateTest | None, override: Override | None) -> Verdict:
-    """On the gate split the int8 student is not significantly below the last released model; `neuroranker release
+def search_not_worse_than_best_release(test: GateTest | None, override: Override | None) -> Verdict:
+    """On the gate split search loses less than `release.loss_to_release` to the best release kept; `neuroranker release
     --override REASON` overrides."""
     return _verdict(test, override)
 
@@ -53,13 +53,19 @@ def release_is_latest(latest: str | None, tag: str) -> Verdict:
 
 def _verdict(test: GateTest | None, override: Override | None) -> Verdict:
     """Whether the test was passed, or a person let the model through, which the evidence then says."""
+    from neuroranker_pipeline.evaluation.release_report import weak_evidence
+    from neuroranker_pipeline.evaluation.tables import p_number
+
     if test is None:
         return Verdict(True, {"released": "nothing yet"})
     evidence: dict[str, Any] = {
+        "against": test.against,
         "difference": round(test.difference, 6),
-        "p": round(test.p, 6),
+        "interval": f"{test.low:+.4f} to {test.high:+.4f}",
+        "p": p_number(test.p),
         "wins/losses/ties": f"{test.wins}/{test.losses}/{test.ties}",
-        "demanded": f"{test.demand} {test.bound:+g}",
+        "demanded": test.demand if test.weak else f"{test.demand} {test.bound:+g}",
+        "evidence": weak_evidence(test, test.wins + test.losses + test.ties) or "full",
     }
     if test.passed or override is None:
         return Verdict(test.passed, evidence)

@@ -14,10 +14,12 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a rule holds, and the figures that show it."""
+    """Whether a rule holds, and the figures that show it. ``blocking``: whether a rule that does not hold stops what
+    follows, or is a warning."""
 
     passed: bool
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    blocking: bool = True
 
 
 class Rule(Generic[P]):
@@ -31,7 +33,7 @@ class Rule(Generic[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Check:
         verdict = self._judge(*args, **kwargs)
-        return Check(self.name, bool(verdict.passed), self.description, verdict.evidence)
+        return Check(self.name, bool(verdict.passed), self.description, verdict.evidence, verdict.blocking)
 
 
 def rule(judge: Callable[P, Verdict]) -> Rule[P]:

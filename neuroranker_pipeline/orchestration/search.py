@@ -42,8 +42,8 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
     )
     from neuroranker_pipeline.assets.retrieval import tuned_parameters
     from neuroranker_pipeline.datasets.joined import MAIN
-    from neuroranker_pipeline.ranking.embeddings import cosine_scores, encode_texts, read_embeddings
-    from neuroranker_pipeline.ranking.interpolation import interpolate
+    from neuroranker_pipeline.ranking.embeddings import read_embeddings
+    from neuroranker_pipeline.ranking.interpolation import encode_queries, search_scores_of
     from neuroranker_pipeline.ranking.scoring import top_by
     from neuroranker_pipeline.retrieval.bm25 import Searcher
     from neuroranker_pipeline.serving.interpolation import bm25_weight
@@ -67,9 +67,9 @@ def open_search(workspace: Workspace) -> Callable[[str, int], list[Hit]]:
         candidates = searcher.search({"question": question})
         if not candidates.num_rows:
             return []
-        asked = encode_texts({"question": question}, ["question"], encoder, "qid")
-        cosines = cosine_scores(candidates, asked, embeddings)
-        best = top_by(interpolate(cosines, candidates, weight), count).to_pylist()
+        asked = encode_queries({"question": question}, ["question"], encoder)
+        cosines = search_scores_of(candidates, asked, embeddings, 0.0)
+        best = top_by(search_scores_of(candidates, asked, embeddings, weight), count).to_pylist()
         ranks, scores = _by_pid(candidates, "rank"), _by_pid(cosines, "score")
         pids = [row["pid"] for row in best]
         texts = read_texts(collection, "pid", pids)

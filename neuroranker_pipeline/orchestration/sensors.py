@@ -139,7 +139,7 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[dict]:
             "evidence": {name: value.value for name, value in check.metadata.items()},
         }
         for check in checks
-        if not check.passed
+        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
     ]
 
 

@@ -24,7 +24,8 @@ class TrainingLists:
     """``n`` lists of ``k`` passages, the positive first; a query's lists stand together, queries in the order of qids.
 
     qids: n strings; pids: (n, k) object array of strings; prior, teacher: (n, k) float32, or ``None`` where no such
-    scores were given. relevant: the judged positives of every qid, drawn or not. skipped: judged queries left out for
+    scores were given. relevant: the passages of every qid that are no negative of it: its judged positives, drawn or not,
+    and, where it is a passage itself, that one. skipped: judged queries left out for
     lack of a positive or of enough negatives.
     """
 
@@ -44,6 +45,12 @@ class TrainingLists:
         for scores in (self.prior, self.teacher):
             state.update(b"-" if scores is None else scores.tobytes())
         return state.hexdigest()
+
+    def sparing(self, own: pa.Table) -> TrainingLists:
+        """The same lists, in which no query has the passage that it is itself (pairs qid, pid) for a negative."""
+        mine = own.filter(pc.is_in(own["qid"], pa.array(sorted(self.relevant), pa.string())))
+        pairs = _by_query(mine)
+        return replace(self, relevant={qid: pids | pairs.get(qid, set()) for qid, pids in self.relevant.items()})
 
     def with_teacher(self, scores: pa.Table) -> TrainingLists:
         """The same lists with ``teacher`` from a scores table; raises ``BadInput`` for a passage that it lacks."""
@@ -84,7 +91,7 @@ def sample_lists(
         raise BadInput("training lists by prior score need the prior scores of the candidates; none were given")
     if teacher is None and settings.teacher_margin is not None:
         raise BadInput("lists.teacher_margin needs the teacher's scores of the candidates; none were given")
-    pool = _pool(candidates, qrels, prior, teacher)
+    pool = _pool(with_judged(candidates, qrels, settings.judged_negatives > 0), qrels, prior, teacher)
     qids: list[str] = []
     drawn: list[np.ndarray] = []
     skipped = 0
@@ -143,17 +150,18 @@ def no_lists(settings: ListSettings) -> BadInput:
 
 
 def positives(qrels: pa.Table) -> dict[str, set[str]]:
-    """The relevant pids (grade 1 or higher) of every qid."""
-    return _by_query(_judged(qrels))
+    """The relevant pids (grade 1 or higher) of every judged qid; none of one that has no relevant passage."""
+    return {key: set() for key in pc.unique(qrels["qid"]).to_pylist()} | _by_query(_judged(qrels))
 
 
-def with_positives(candidates: pa.Table, qrels: pa.Table) -> pa.Table:
-    """Candidates with the judged positives that retrieval missed appended to their queries, ranked last, score 0.
+def with_judged(candidates: pa.Table, qrels: pa.Table, negatives: bool = False) -> pa.Table:
+    """Candidates with the judged positives that retrieval missed appended to their queries, ranked last, score 0; with
+    ``negatives``, the passages judged not relevant too.
 
-    For training queries only: the teacher has to score a positive for the student to learn from it.
+    For training queries only: the teacher has to score a passage for the student to learn from it.
     """
     columns = candidates.select(CANDIDATES.names).cast(CANDIDATES)
-    judged = _judged(qrels)
+    judged = _distinct(qrels) if negatives else _judged(qrels)
     judged = judged.filter(pc.is_in(judged["qid"], pc.unique(columns["qid"])))
     missed = judged.join(columns.select(PAIR), PAIR, join_type="left anti")
     last = columns.group_by("qid").aggregate([("rank", "max")])
@@ -170,24 +178,25 @@ class _Pool:
     """The candidates of the judged queries, a query's together by rank (then pid); only what is drawn becomes Python.
 
     qids: q strings; offsets: (q + 1,) int64, where each query's rows begin; pids: rows strings in Arrow; positive:
-    (rows,) bool; prior, teacher: (rows,) float32, NaN where there are no scores.
+    (rows,) bool; rejected: (rows,) bool, judged and not relevant; prior, teacher: (rows,) float32, NaN where there are no
+    scores.
     """
 
     qids: list[str]
     offsets: np.ndarray
     pids: pa.ChunkedArray
     positive: np.ndarray
+    rejected: np.ndarray
     prior: np.ndarray
     teacher: np.ndarray
 
 
-def _pool(candidates: pa.Table, qrels: pa.Table, prior: pa.Table | None, teacher: pa.Table | None) -> _Pool:
+def _pool(table: pa.Table, qrels: pa.Table, prior: pa.Table | None, teacher: pa.Table | None) -> _Pool:
     judged = _judged(qrels)
-    table = with_positives(candidates, qrels)
     table = table.filter(pc.is_in(table["qid"], pc.unique(judged["qid"]))).select([*PAIR, "rank"])
     table = _attach(_attach(table, prior, "prior"), teacher, "teacher")
-    judged = judged.append_column("positive", pa.array(np.ones(len(judged), bool)))
-    table = table.join(judged, PAIR, join_type="left outer")
+    graded = qrels.group_by(PAIR, use_threads=False).aggregate([("grade", "max")])
+    table = table.join(graded, PAIR, join_type="left outer")
     qids = pc.unique(table["qid"]).sort()
     # Sorting numbers first, and strings only where ranks tie, takes a fraction of the time and memory.
     table = table.append_column("query", pc.index_in(table["qid"], value_set=qids)).drop_columns("qid")
@@ -196,7 +205,8 @@ def _pool(candidates: pa.Table, qrels: pa.Table, prior: pa.Table | None, teacher
         qids=qids.to_pylist(),
         offsets=np.searchsorted(table["query"].to_numpy(), np.arange(len(qids) + 1)),
         pids=table["pid"],
-        positive=table["positive"].fill_null(False).to_numpy(),
+        positive=pc.fill_null(pc.greater_equal(table["grade_max"], RELEVANT), False).to_numpy(),
+        rejected=pc.fill_null(pc.less(table["grade_max"], RELEVANT), False).to_numpy(),
         prior=table["prior"].to_numpy(),
         teacher=table["teacher"].to_numpy(),
     )
@@ -209,22 +219,41 @@ def _draw(pool: _Pool, query: int, settings: ListSettings, rng: np.random.Genera
     if not positive.any():
         return None
     chosen = rng.choice(np.flatnonzero(positive))
+    judged = _judged_negatives(pool.rejected[first:end], settings, rng)
     negatives = np.flatnonzero(~positive)
+    negatives = negatives[~np.isin(negatives, judged)]
     if settings.false_negative_margin is not None:
         negatives = negatives[prior[negatives] <= prior[chosen] + settings.false_negative_margin]
     if settings.teacher_margin is not None:
         negatives = negatives[teacher[negatives] <= teacher[chosen] + settings.teacher_margin * teacher.std()]
     if settings.order == "prior":
-        negatives = negatives[np.argsort(-prior[negatives], kind="stable")]
+        negatives = _best_first(negatives, prior, pool.pids.slice(first, end - first))
     negatives = negatives[: settings.depth]
-    if len(negatives) < settings.negatives:
+    wanted = settings.negatives - len(judged)
+    if len(negatives) < wanted:
         return None
     if settings.draw == "hardest":
-        drawn = negatives[: settings.negatives]
+        drawn = negatives[:wanted]
     else:
-        edges = np.linspace(0, len(negatives), settings.negatives + 1).astype(int)
+        edges = np.linspace(0, len(negatives), wanted + 1).astype(int)
         drawn = negatives[rng.integers(edges[:-1], edges[1:])]
-    return first + np.concatenate([[chosen], drawn])
+    return first + np.concatenate([[chosen], judged, drawn])
+
+
+def _best_first(rows: np.ndarray, scores: np.ndarray, pids: pa.ChunkedArray) -> np.ndarray:
+    """Some rows of a query by falling score, and then by pid, which only ties are asked for."""
+    ordered = rows[np.argsort(-scores[rows], kind="stable")]
+    if np.all(np.diff(scores[ordered]) < 0):
+        return ordered
+    _, place = np.unique(np.array(pids.to_pylist(), dtype=str), return_inverse=True)
+    return rows[np.lexsort((place[rows], -scores[rows]))]
+
+
+def _judged_negatives(rejected: np.ndarray, settings: ListSettings, rng: np.random.Generator) -> np.ndarray:
+    """Some of the rows judged not relevant, as many as the settings ask for; no margin leaves one out, for it was judged."""
+    rows = np.flatnonzero(rejected)
+    count = min(settings.judged_negatives, len(rows))
+    return rng.choice(rows, count, replace=False) if count else rows[:0]
 
 
 def _attach(table: pa.Table, scores: pa.Table | None, name: str) -> pa.Table:
@@ -237,8 +266,11 @@ def _attach(table: pa.Table, scores: pa.Table | None, name: str) -> pa.Table:
 
 def _judged(qrels: pa.Table) -> pa.Table:
     """The distinct (qid, pid) of the positives."""
-    kept = qrels.filter(pc.greater_equal(qrels["grade"], RELEVANT)).select(PAIR)
-    return kept.group_by(PAIR, use_threads=False).aggregate([])
+    return _distinct(qrels.filter(pc.greater_equal(qrels["grade"], RELEVANT)))
+
+
+def _distinct(qrels: pa.Table) -> pa.Table:
+    return qrels.select(PAIR).group_by(PAIR, use_threads=False).aggregate([])
 
 
 def _by_query(judged: pa.Table) -> dict[str, set[str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from neuroranker_pipeline.datasets.tables import SCORES, rechunked
 from neuroranker_pipeline.errors import BadInput
@@ -123,13 +122,21 @@ def add_scores(scores: pa.Table, others: pa.Table, factor: float) -> pa.Table:
     return scores_table(scores, total.astype(np.float32))
 
 
-def mean_reciprocal_rank(scores: pa.Table, relevant: Mapping[str, set[str]], depth: int = 10) -> float:
-    """MRR@depth over the queries of ``scores`` that have a judged positive; 0 for one not within ``depth``."""
-    best: dict[str, float] = {qid: 0.0 for qid in pc.unique(scores["qid"]).to_pylist() if relevant.get(qid)}
+def reciprocal_ranks(scores: pa.Table, relevant: Mapping[str, set[str]], depth: int = 10) -> np.ndarray:
+    """The reciprocal rank of each query's best positive, (queries of ``relevant``,) float64 in the order of their qids.
+
+    0 where none is within ``depth``: so too for a query without a candidate or without a positive, as in every measure.
+    """
+    best = dict.fromkeys(sorted(relevant), 0.0)
     for row in top_by(scores, depth).select(["qid", "pid", "rank"]).to_pylist():
         if row["pid"] in relevant.get(row["qid"], ()):
             best[row["qid"]] = max(best[row["qid"]], 1.0 / row["rank"])
-    return float(np.mean(list(best.values()))) if best else 0.0
+    return np.fromiter(best.values(), np.float64, len(best))
+
+
+def mean_reciprocal_rank(scores: pa.Table, relevant: Mapping[str, set[str]], depth: int = 10) -> float:
+    """MRR@depth over the queries of ``relevant``; 0 where there is none."""
+    return float(reciprocal_ranks(scores, relevant, depth).mean()) if relevant else 0.0
 
 
 def query_numbers(scores: pa.Table) -> np.ndarray:

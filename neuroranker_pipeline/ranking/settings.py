@@ -27,6 +27,8 @@ class ListSettings:
     leaves out near ones too: -0.05 those less than 0.05 below the positive, and all above.
     teacher_margin: the same by the teacher's scores, in standard deviations of its scores over the query's candidates,
     so that it does not depend on the scale of its logits. Where both are given, a negative has to pass both.
+    judged_negatives: at most so many of the negatives are passages that were judged not relevant, those among them that
+    retrieval did not find; 0 draws as if nobody had judged them.
     queries: at most so many, chosen by a hash of the seed and the qid.
     lists_per_query: lists drawn from each query, differing in their negatives.
     """
@@ -39,12 +41,15 @@ class ListSettings:
     draw: Literal["spread", "hardest"] = "spread"
     false_negative_margin: float | None = None
     teacher_margin: float | None = None
+    judged_negatives: int = 0
     queries: int | None = None
     lists_per_query: int = 1
 
     def __post_init__(self) -> None:
         require(self.negatives >= 0, "negatives", "at least 0", self.negatives)
         require(self.depth >= self.negatives, "depth", "at least the number of negatives", self.depth)
+        judged = self.judged_negatives
+        require(0 <= judged <= self.negatives, "judged_negatives", "from 0 to the number of negatives", judged)
         require(self.queries is None or self.queries >= 1, "queries", "at least 1", self.queries)
         require(self.lists_per_query >= 1, "lists_per_query", "at least 1", self.lists_per_query)
 

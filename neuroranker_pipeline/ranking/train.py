@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from neuroranker_pipeline.datasets.joined import MAIN
+from neuroranker_pipeline.datasets.relevance import levelled
 from neuroranker_pipeline.datasets.tables import CANDIDATES, QRELS, QUERIES, SCORES, parquet_files, read_texts
 from neuroranker_pipeline.errors import BadInput, NeuroRankerError
 from neuroranker_pipeline.progress import Progress, silent
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="the folder of the checkpoints (default: OUT.work)")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="JSON or YAML, the keys of the model's settings")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--relevance-level", type=int, default=1, metavar="GRADE", help="the lowest grade that is relevant (default: 1)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
@@ -86,7 +91,7 @@ def _train(given: argparse.Namespace, settings: TeacherSettings | StudentSetting
     """Train from the tables of ``--data``; the first process puts the model into ``--out`` in one rename."""
     out, work = given.out, given.work or given.out.with_name(f"{given.out.name}.work")
     unfinished = out.with_name(f".{out.name}.unfinished")
-    lists, dev, relevant = _examples(given.data, settings, given.seed)
+    lists, dev, relevant = _examples(given.data, settings, given.seed, given.relevance_level)
     pids = {*lists.pids.ravel().tolist(), *([] if dev is None else pc.unique(dev["pid"]).to_pylist())}
     texts = _texts(given.data, "queries", "qid"), _texts(given.data, "passages", "pid", pids)
     progress: Progress = _Lines() if world.main else silent
@@ -112,10 +117,11 @@ def _train(given: argparse.Namespace, settings: TeacherSettings | StudentSetting
 
 
 def _examples(
-    data: Path, settings: TeacherSettings | StudentSettings, seed: int
+    data: Path, settings: TeacherSettings | StudentSettings, seed: int, relevance_level: int
 ) -> tuple[TrainingLists, pa.Table | None, dict[str, set[str]]]:
-    """The training lists, the dev candidates (``None`` without any), and all judged positives."""
+    """The training lists, the dev candidates (``None`` without any), and the dev queries' positives."""
     queries, qrels = _table(data, "queries", QUERIES), _table(data, "qrels", QRELS)
+    qrels = levelled(qrels, {MAIN: dict.fromkeys(pc.unique(qrels["split"]).to_pylist(), relevance_level)})
     candidates = _table(data, "bm25_candidates", CANDIDATES)
     train, dev = (candidates.filter(_of_split(candidates, queries, split)) for split in ("train", "dev"))
     if isinstance(settings, TeacherSettings):
@@ -132,7 +138,7 @@ def _examples(
     )
     if not len(lists):
         raise no_lists(settings.lists)
-    return lists, dev if len(dev) else None, positives(qrels)
+    return lists, dev if len(dev) else None, positives(qrels.filter(_of_split(qrels, queries, "dev")))
 
 
 def _of_split(table: pa.Table, queries: pa.Table, split: str) -> pa.ChunkedArray:

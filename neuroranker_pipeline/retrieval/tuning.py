@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neuroranker_pipeline.datasets.own import without_own
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.progress import Progress, silent
 from neuroranker_pipeline.retrieval.bm25 import Searcher
@@ -41,12 +42,15 @@ def tune_bm25(
     queries: Mapping[str, str],
     judgments: pa.Table,
     progress: Progress = silent,
+    relevance_level: int = 1,
+    own: pa.Table | None = None,
 ) -> Tuned:
     """The best point of ``settings.tune``'s grid, which always holds the settings' own k1 and b.
 
     ``queries`` (qid -> text) and ``judgments`` (qid, pid, grade) must be of the training side alone: the caller sees to
-    it. A fixed sample of the queries with judgments is searched. Ties go to the smaller k1, then the smaller b. Raises
-    ``BadInput`` when no query has a judgment.
+    it; ``relevance_level`` is the lowest grade that counts; ``own``: the pairs (qid, pid) that are no result. A fixed sample
+    of the queries with judgments is searched. Ties go to the smaller k1, then the smaller b. Raises ``BadInput`` when no
+    query has a judgment.
     """
     from neuroranker_pipeline.evaluation.measures import mean_measures
 
@@ -58,9 +62,11 @@ def tune_bm25(
     rows = []
     for done, (k1, b) in enumerate(grid):
         progress("tuning BM25", done, len(grid))
-        with closing(Searcher(index_dir, replace(settings, k1=k1, b=b))) as searcher:
+        depth = settings.depth + bool(own)
+        with closing(Searcher(index_dir, replace(settings, k1=k1, b=b, depth=depth))) as searcher:
             run = searcher.search({qid: queries[qid] for qid in sample})
-        rows.append(GridPoint(k1, b, mean_measures(run, judged, (measure,))[measure]))
+        run = without_own(run, own, settings.depth) if own else run
+        rows.append(GridPoint(k1, b, mean_measures(run, judged, (measure,), relevance_level)[measure]))
     progress("tuning BM25", len(grid), len(grid))
     best = max(rows, key=lambda row: (row.value, -row.k1, -row.b))
     return Tuned(best.k1, best.b, tuple(rows))

@@ -13,12 +13,12 @@ from neuroranker_pipeline.resources.manifest import Check
 from neuroranker_pipeline.resources.releases import Override, Rollback
 
 WORD = Override("m", "the index is being replaced", "ada@lab", "2026-01-01T00:00:00+00:00")
-RULES = (checks.int8_beats_bm25, checks.int8_not_worse_than_base, checks.int8_not_worse_than_last_release)
+RULES = (checks.search_beats_bm25, checks.search_not_worse_than_base, checks.search_not_worse_than_best_release)
 
 
-def judged(difference: float) -> GateTest:
+def judged(difference: float, against: str = "BM25", **rules: float) -> GateTest:
     values = np.linspace(0.2, 0.8, 40)
-    return decide({"student int8": values + difference, "BM25": values}, "MRR@10").tests[0]
+    return decide({"search": values + difference, against: values}, "MRR@10", **rules).tests[0]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -40,8 +40,20 @@ def test_an_override_passes_and_stays_visible(rule: Callable[..., Check]) -> Non
     assert "overridden" not in rule(judged(0.1), WORD).metadata, "what passes by itself needs no word"
 
 
-def test_without_a_last_release_there_is_nothing_to_fall_below() -> None:
-    check = checks.int8_not_worse_than_last_release(None, None)
+def test_the_evidence_says_how_strong_it_is() -> None:
+    assert checks.search_beats_bm25(judged(0.1), None).metadata["evidence"] == "full"
+    weak = checks.search_not_worse_than_best_release(judged(0.0, "release 3"), None)
+    assert weak.passed
+    assert weak.metadata["against"] == "release 3"
+    assert weak.metadata["evidence"] == "weak: 40 judged queries, and it takes 122 to find a loss of 0.030"
+    assert weak.metadata["demanded"] == "not significantly below"
+    full = checks.search_not_worse_than_base(judged(0.0, "base student", loss_to_base=0.1), None)
+    assert (full.metadata["demanded"], full.metadata["evidence"]) == ("lower end above -0.1", "full")
+    assert checks.search_beats_bm25(judged(0.1), None).metadata["p"] == "<0.00001"
+
+
+def test_without_a_release_there_is_nothing_to_fall_below() -> None:
+    check = checks.search_not_worse_than_best_release(None, None)
     assert check.passed
     assert check.metadata == {"released": "nothing yet"}
 

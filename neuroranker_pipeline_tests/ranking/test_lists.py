@@ -7,7 +7,7 @@ import pytest
 
 from neuroranker_pipeline.datasets.tables import QRELS, SCORES
 from neuroranker_pipeline.errors import BadInput
-from neuroranker_pipeline.ranking.lists import ListSettings, join_lists, sample_lists, with_positives
+from neuroranker_pipeline.ranking.lists import ListSettings, join_lists, positives, sample_lists, with_judged
 
 
 @pytest.fixture
@@ -59,6 +59,14 @@ def test_likely_false_negatives_are_left_out(collection, prior):
         sample_lists(collection.candidates, collection.qrels, settings, seed=1)
 
 
+def test_equal_prior_scores_are_ordered_by_pid(collection, prior):
+    tied = prior.set_column(2, "score", pa.array(np.full(len(prior), 0.5, np.float32)))
+    settings = ListSettings(negatives=4, order="prior", draw="hardest")
+    lists = sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=tied)
+    expected = sorted(f"p0-{rank}" for rank in range(1, 11) if rank != 4)[:4]
+    assert lists.pids[lists.qids.index("q0")].tolist() == ["p0-4", *expected]
+
+
 def test_a_margin_below_zero_leaves_out_near_negatives_too(collection, prior):
     settings = ListSettings(negatives=3, draw="hardest", false_negative_margin=-0.15)
     lists = sample_lists(collection.candidates, collection.qrels, settings, seed=1, prior=prior)
@@ -101,6 +109,60 @@ def test_only_what_the_teacher_scored_is_drawn(collection, prior):
     assert (len(none), none.pids.shape, none.skipped) == (0, (0, 2), 30)
     with pytest.raises(BadInput, match="no training list"):
         join_lists([none], ListSettings(negatives=1), seed=1)
+
+
+def judged(*rows: tuple[str, str, int]) -> pa.Table:
+    rows = [{"qid": qid, "pid": pid, "grade": grade, "split": "train"} for qid, pid, grade in rows]
+    return pa.Table.from_pylist(rows, schema=QRELS)
+
+
+REJECTED = judged(("q0", "p0-9", 0), ("q0", "elsewhere", 0), ("q0", "p0-10", -1), ("q1", "p1-2", 0))
+
+
+def test_passages_judged_not_relevant_are_drawn_if_told_to_though_retrieval_missed_them(collection, prior):
+    qrels = pa.concat_tables([collection.qrels, REJECTED])
+    plain = sample_lists(collection.candidates, collection.qrels, ListSettings(negatives=3), seed=1)
+    assert sample_lists(collection.candidates, qrels, ListSettings(negatives=3), seed=1).digest() == plain.digest()
+    settings = ListSettings(negatives=3, draw="hardest", judged_negatives=2)
+    drawn = set()
+    for seed in range(20):
+        lists = sample_lists(collection.candidates, qrels, settings, seed=seed)
+        rows = dict(zip(lists.qids, lists.pids.tolist(), strict=True))
+        assert rows["q0"][0] == "p0-4"
+        assert set(rows["q0"][1:3]) < {"p0-9", "elsewhere", "p0-10"}
+        assert rows["q0"][3] == "p0-1"
+        assert rows["q1"][1:] == ["p1-2", "p1-1", "p1-3"], "as many as there are"
+        assert rows["q2"][1:] == ["p2-1", "p2-2", "p2-3"]
+        assert len(set(rows["q0"])) == 4
+        drawn |= set(rows["q0"][1:3])
+    assert drawn == {"p0-9", "elsewhere", "p0-10"}
+
+
+def test_no_margin_leaves_out_what_was_judged_but_a_missing_score_does(collection, prior):
+    qrels = pa.concat_tables([collection.qrels, judged(("q0", "p0-1", 0), ("q0", "elsewhere", 0))])
+    settings = ListSettings(negatives=2, draw="hardest", judged_negatives=2, false_negative_margin=0.15)
+    lists = sample_lists(collection.candidates, qrels, settings, seed=1, prior=prior)
+    assert lists.pids[lists.qids.index("q0")].tolist() == ["p0-4", "p0-1", "p0-3"], "0.9 is above the positive's 0.6"
+
+
+def test_every_judged_query_has_its_positives_though_it_has_none():
+    assert positives(judged(("q0", "a", 0), ("q1", "b", 2), ("q1", "c", 1), ("q1", "d", 0))) == {
+        "q0": set(),
+        "q1": {"b", "c"},
+    }
+
+
+def test_judged_negatives_are_part_of_the_negatives():
+    with pytest.raises(ValueError, match=r"^judged_negatives must be from 0 to the number of negatives"):
+        ListSettings(negatives=2, judged_negatives=3)
+
+
+def test_a_query_that_is_a_passage_has_itself_for_no_negative(collection):
+    lists = sample_lists(collection.candidates, collection.qrels, ListSettings(negatives=3), seed=1)
+    own = pa.table({"qid": ["q0", "absent"], "pid": ["q0", "absent"]})
+    spared = lists.sparing(own)
+    assert spared.relevant == lists.relevant | {"q0": {"p0-4", "q0"}}
+    assert spared.digest() == lists.digest()
 
 
 def test_queries_with_too_few_negatives_are_counted(collection):
@@ -167,7 +229,7 @@ def test_missed_positives_are_appended_once(collection):
         ],
         QRELS,
     )
-    table = with_positives(collection.candidates, qrels)
+    table = with_judged(collection.candidates, qrels)
     assert table.slice(len(collection.candidates)).to_pylist() == [
         {"qid": "q0", "pid": "missed", "rank": 11, "score": 0.0}
     ]

@@ -98,7 +98,8 @@ def test_mean_reciprocal_rank_equals_ir_measures(rows, seed):
     # break ties as we do, by pid ascending: ir-measures has its own rule
     ranked = sorted(unique.items(), key=lambda item: (-item[1], item[0][1]))
     run = [ir_measures.ScoredDoc(q, p, -place) for place, ((q, p), _) in enumerate(ranked)]
-    asked = {q for q, _ in unique}
-    qrels = [ir_measures.Qrel(q, p, 1) for q in asked for p in relevant[q]]
+    # a query without candidates, and one without a relevant passage, count 0
+    relevant |= {"absent": {"p00"}, "q0": set()}
+    qrels = [ir_measures.Qrel(q, p, 1) for q in relevant for p in relevant[q]] + [ir_measures.Qrel("q0", "p00", 0)]
     expected = ir_measures.calc_aggregate([ir_measures.RR @ 10], qrels, run)[ir_measures.RR @ 10]
     assert mean_reciprocal_rank(table, relevant) == pytest.approx(expected)

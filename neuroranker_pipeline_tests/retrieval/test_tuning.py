@@ -48,6 +48,15 @@ def test_ties_go_to_the_smaller_k1_then_the_smaller_b(index: Path) -> None:
     assert seen[-1] == (9, 9)
 
 
+def test_a_query_does_not_find_itself_and_grades_count_from_the_level(index: Path) -> None:
+    """Without the short passage the long one is first at every b, and at depth 1 it takes its place."""
+    settings = BM25Settings(k1=0.9, b=0.9, depth=1, tune=TuneSettings(k1=(0.9,), b=(0.0,), measure="mrr"))
+    own = pa.table({"qid": list(QUERIES), "pid": ["short"] * len(QUERIES)})
+    assert {row.value for row in tune_bm25(index, settings, QUERIES, judged("long"), own=own).rows} == {1.0}
+    strict = tune_bm25(index, settings, QUERIES, judged("long"), relevance_level=2, own=own)
+    assert {row.value for row in strict.rows} == {0.0}
+
+
 def test_recall_is_within_the_depth(index: Path) -> None:
     settings = BM25Settings(k1=0.9, b=0.9, depth=1, tune=TuneSettings(k1=(0.9,), b=(0.0,)))
     tuned = tune_bm25(index, settings, QUERIES, judged("long"))
