@@ -69,6 +69,7 @@ def show_what_serves(workspace: Workspace) -> None:
 
 def show_releases(workspace: Workspace) -> None:
     """Every release, the newest first."""
+    from neuroranker_pipeline.evaluation.rankers import FIRST_STAGE, INT8, SEARCH
     from neuroranker_pipeline.evaluation.tables import number
     from neuroranker_pipeline.resources.releases import Registry
 
@@ -82,10 +83,12 @@ def show_releases(workspace: Workspace) -> None:
     for title in (f"gate {measure}", "BM25", "released", "state"):
         table.add_column(title)
     for release in reversed(history.releases.values()):
-        values = (release.figures.get(f"gate/{ranker}/{measure}") for ranker in ("student int8", "BM25"))
-        shown = [number(value) for value in values]
+        gate = {ranker: release.figures.get(f"gate/{ranker}/{measure}") for ranker in (SEARCH, INT8, FIRST_STAGE)}
+        # Releases of before the gate judged search were judged by the int8 student alone.
+        shown = [number(gate[INT8] if gate[SEARCH] is None else gate[SEARCH]), number(gate[FIRST_STAGE])]
         word = release.override
         released = escape(f"over the gate: {word.reason} ({word.who})") if word else "by the gate"
+        released += ", weak evidence" if release.evidence == "weak" else ""
         state = _state(release, registry, history)
         style = "bold" if history.current == release else ""
         table.add_row(str(release.number), release.at[:10], escape(release.tag), *shown, released, state, style=style)

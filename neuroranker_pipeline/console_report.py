@@ -64,7 +64,14 @@ def _show(comparison: RunComparison, texts: dict[str, str]) -> None:
     for row in comparison.changes:
         style = {"better": "green", "worse": "red"}.get(verdict(row), "")
         interval, counts = f"{signed(row.low)} to {signed(row.high)}", f"{row.wins}/{row.losses}/{row.ties}"
-        cells = [number(row.before), number(row.after), signed(row.difference), interval, p_value(row.p_holm), counts]
+        cells = [
+            number(row.before),
+            number(row.after),
+            signed(row.difference),
+            interval,
+            p_value(row.p_holm, row.p),
+            counts,
+        ]
         table.add_row(escape(row.ranker), *cells, style=style)
     console.print(table)
     for remark in comparison.remarks:

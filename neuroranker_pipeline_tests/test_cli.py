@@ -53,7 +53,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         (["search", "--profile", "smoke", " "], "QUESTION is empty"),
         (["search", "--profile", "smoke", "sums"], "student_onnx_int8 has not been made yet: run `neuroranker run"),
         (["report", "--profile", "smoke"], "eval_report[test] has not been made yet"),
-        (["report", "--profile", "smoke", "--split", "dev"], "--split dev: the test splits are test"),
+        (["report", "--profile", "smoke", "--split", "dev"], "--split dev: reports are made of test"),
         (["report", "--profile", "smoke", "--measure", "MAP"], "belong to --compare RUN_A RUN_B"),
         (
             ["report", "--profile", "smoke", "--compare", "abcd", "latest"],

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.evaluation import significance
+from neuroranker_pipeline.evaluation.rankers import INT8, SEARCH
 from neuroranker_pipeline.evaluation.report import environment, flat
 
-SHIPPED = "student int8"
 MOVED = 10
 
 
@@ -120,7 +120,7 @@ def compare(
         vectors[name] = qids, np.array([old[qid] for qid in qids]), np.array([new[qid] for qid in qids])
         counts = len(qids), len(old) - len(qids), len(new) - len(qids)
     changes = _changes(vectors, seed)
-    shown = ranker or (SHIPPED if SHIPPED in rankers else changes[0].ranker)
+    shown = ranker or next((name for name in (SEARCH, INT8) if name in rankers), changes[0].ranker)
     _common("ranker", rankers, rankers, shown)
     return RunComparison(
         before=before,

@@ -25,16 +25,16 @@ from neuroranker_pipeline.evaluation.measures import (
     oracle,
     ranked,
 )
+from neuroranker_pipeline.evaluation.rankers import BASE, FIRST_STAGE, INT8, SEARCH
 
-FIRST_STAGE = "BM25"
-BASELINES = ("BM25", "base student")
+BASELINES = (FIRST_STAGE, BASE)
 # What the report must answer beside the baselines: did distilling pay, did the student reach its teacher,
 # what did int8 cost, did BM25's score add to it.
 CONTRASTS = (
     ("student", "hard-label control"),
     ("student", "teacher"),
-    ("student int8", "student"),
-    ("student int8 + BM25", "student int8"),
+    (INT8, "student"),
+    (SEARCH, INT8),
 )
 
 
@@ -172,7 +172,9 @@ def evaluate(
         distributions=_distributions(scores or {}, ordered, judged, relevance_level),
         per_query=long_table(qids, vectors),
         runs=ordered,
-        examples=_examples(qids, primary, ordered, judged, final, reference, examples) if reference else [],
+        examples=_examples(qids, primary, ordered, judged, (final, reference), examples, relevance_level)
+        if reference
+        else [],
     )
 
 
@@ -260,11 +262,12 @@ def _examples(
     primary: Mapping[str, np.ndarray],
     runs: Mapping[str, pa.Table],
     judged: Mapping[str, Mapping[str, int]],
-    final: str,
-    reference: str,
+    pair: tuple[str, str],
     count: int,
+    relevance_level: int,
 ) -> list[dict[str, Any]]:
-    """Up to ``count`` of the largest gains, then of the largest losses, of ``final`` against ``reference``."""
+    """Up to ``count`` of the largest gains, then of the largest losses, of the first of the ``pair`` against the other."""
+    final, reference = pair
     change = primary[final] - primary[reference]
     order = np.argsort(change, kind="stable")
     gains = [i for i in order[::-1][:count] if change[i] > 0]
@@ -279,7 +282,7 @@ def _examples(
             "relevant": [
                 {"pid": pid, "grade": grade}
                 for pid, grade in sorted(judged[qids[i]].items(), key=lambda item: (-item[1], item[0]))
-                if grade > 0
+                if grade >= relevance_level
             ],
             "rankings": {name: top.get(qids[i], []) for name, top in tops.items()},
         }

@@ -4,7 +4,8 @@ its place.
 
 from __future__ import annotations
 
-from neuroranker_pipeline.evaluation.evaluation import FIRST_STAGE, Comparison, Evaluation
+from neuroranker_pipeline.evaluation.evaluation import Comparison, Evaluation
+from neuroranker_pipeline.evaluation.rankers import BASE, FIRST_STAGE, INT8, SEARCH
 from neuroranker_pipeline.evaluation.significance import Paired
 from neuroranker_pipeline.evaluation.tables import number, p_value, signed
 
@@ -16,13 +17,13 @@ def findings(evaluation: Evaluation) -> list[str]:
     """Sentences for the head of the report, bad news as plainly as good."""
     pairs = {(c.ranker, c.against): c for c in evaluation.comparisons}
     final, wanted = evaluation.final, []
-    for against in (evaluation.reference, "base student"):
+    for against in (evaluation.reference, BASE):
         if against and (final, against) in pairs:
             wanted.append((final, against))
     sentences = [_ceiling(evaluation)] + [_sentence(pairs[pair]) for pair in dict.fromkeys(wanted)]
     if ("student", "hard-label control") in pairs:
         sentences.append(_distillation(pairs["student", "hard-label control"]))
-    for pair in (("student", "teacher"), ("student int8", "student"), ("student int8 + BM25", "student int8")):
+    for pair in (("student", "teacher"), (INT8, "student"), (SEARCH, INT8)):
         if pair in pairs:
             sentences.append(_sentence(pairs[pair]))
     return [sentence for sentence in [*sentences, *_cautions(evaluation)] if sentence]
@@ -61,7 +62,7 @@ def _distillation(c: Comparison) -> str:
 
 def _numbers(c: Comparison) -> str:
     interval = f"95% interval {signed(c.low)} to {signed(c.high)}, " if c.low == c.low else ""
-    return f"{signed(c.difference)} {c.measure} ({interval}Holm-adjusted {p_value(c.p_holm)})"
+    return f"{signed(c.difference)} {c.measure} ({interval}Holm-adjusted {p_value(c.p_holm, c.p)})"
 
 
 def _counts(c: Comparison) -> str:

@@ -1,16 +1,19 @@
 """The release gate: whether a ranker may take the place of the one that serves, decided from values per query.
 
-The rule: the candidate beats BM25, and is not significantly worse than the base student nor than the last release. Both
-halves are paired randomization tests of the mean difference in one measure, over the same queries:
+The candidate is what search ships: the int8 student's order of the stored vectors, with as much of BM25's score as its
+weight says. The rule, in one measure over the same queries:
 
-* *Beats* puts the burden of proof on the candidate: its gain over BM25 must exceed the set one, and significantly. A neural
-  ranker costs more than BM25, and a mean that is above by chance is no reason to ship it.
-* *Not worse* blocks what is shown to be worse, by more than the set loss. A gate of few queries shows little, so the loss
-  that it would notice is part of the evidence.
+* It *beats* BM25: its mean gain exceeds the set one, significantly by a paired randomization test. A neural ranker costs
+  more than BM25, and a mean that is above by chance is no reason to ship it.
+* It is *not inferior* to the base student, nor to the best release that is kept: the lower end of the interval of its mean
+  difference lies above minus the loss that is accepted. The burden of proof is on the candidate here too: a gate that sees
+  little lets nothing through as proven (Piaggio et al. 2012, the CONSORT statement on non-inferiority trials). And as the
+  best of all that are kept is the reference, losses that are accepted one by one do not add up.
+* Where there are too few queries to prove that, nothing can be demanded but that the candidate is not *significantly
+  below*; the release is then marked as one on weak evidence, with the number of queries that it would take.
 
 No correction for the number of tests, on purpose. A candidate must pass all of them, so a wrong release takes that each one
-errs: their joint error is no larger than one test's (the intersection-union principle; Berger 1982). And Holm's correction
-would raise the p of a loss, which lets more losses through: it would make the gate laxer.
+errs: their joint error is no larger than one test's (the intersection-union principle; Berger 1982).
 """
 
 from __future__ import annotations
@@ -27,22 +30,36 @@ from scipy import stats
 from neuroranker_pipeline.datasets.tables import RANKER_VALUES
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.evaluation.measures import long_table, measure_vectors, ranked
-from neuroranker_pipeline.evaluation.significance import bootstrap_interval, paired_randomization, wins_losses_ties
-from neuroranker_pipeline.evaluation.tables import DASH, markdown, number, p_value, signed
+from neuroranker_pipeline.evaluation.rankers import BASE, FIRST_STAGE, SEARCH
+from neuroranker_pipeline.evaluation.significance import (
+    SIGN_PATTERNS,
+    mean_interval,
+    paired_randomization,
+    wins_losses_ties,
+)
 
-CANDIDATE, FIRST_STAGE, BASE, LAST_RELEASE = "student int8", "BM25", "base student", "last release"
 POWER = 0.8
-COLUMNS = ("difference", "95% interval", "p", "d_z", "would notice", "wins / losses / ties", "demanded", "")
 
 
-@dataclass(frozen=True)
-class GateTest:
-    """The candidate minus ``against``, paired by query, and what is demanded of it.
+def release_name(number: int) -> str:
+    """What a release is called among the rankers."""
+    return f"release {number}"
 
-    ``low`` and ``high``: 95% percentile bootstrap interval of the mean ``difference``. ``effect``: Cohen's d for paired
-    values, the mean difference over the standard deviation of the differences (d_z; Cohen 1988, Lakens 2013), nan where
-    they do not vary. ``p``: of the paired randomization test that the mean difference is ``bound``. ``noticed``: the
-    loss that the test would find at the set alpha with a power of 0.8, from the normal approximation.
+
+def release_number(ranker: str) -> int | None:
+    """The number of the release that a ranker is; None for any other ranker."""
+    word, _, number = ranker.partition(" ")
+    return int(number) if word == "release" and number.isdecimal() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The candidate minus the ranker ``against``, paired by query.
+
+    ``low`` and ``high``: the interval of the mean ``difference`` (``mean_interval``), at the level 1 - alpha. ``effect``:
+    Cohen's d for paired values, the mean difference over the standard deviation of the differences (d_z; Cohen 1988, Lakens
+    2013), nan where they do not vary. ``noticed``: the loss that a test finds at alpha with a power of 0.8, from the normal
+    approximation.
     """
 
     against: str
@@ -50,19 +67,34 @@ class GateTest:
     low: float
     high: float
     effect: float
-    p: float
     noticed: float
     wins: int
     losses: int
     ties: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateTest(Difference):
+    """A difference, and what is demanded of it.
+
+    ``bound``: what the mean difference must exceed; against BM25 the gain, else minus the loss that is accepted. ``p``: of
+    the paired randomization test; against BM25 that the mean difference is ``bound``, elsewhere that it is 0, which decides
+    where the evidence is ``weak``. ``needed``: the judged queries that show a loss of that size four times in five;
+    None where the rule is another, or no number is enough.
+    """
+
+    p: float
     demand: str
     bound: float
     passed: bool
+    weak: bool = False
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate found: ``means`` and 95% ``intervals`` of every ranker in ``measure``, and the tests."""
+    """What the gate found: ``means`` and ``intervals`` of every ranker in ``measure``, and the tests. ``besides``: the
+    differences from rankers that decide nothing."""
 
     measure: str
     alpha: float
@@ -70,17 +102,31 @@ class Decision:
     means: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     tests: tuple[GateTest, ...]
+    besides: tuple[Difference, ...] = ()
 
     @property
     def passed(self) -> bool:
         return all(test.passed for test in self.tests)
 
+    @property
+    def evidence(self) -> str:
+        """``full``, or ``weak`` where the queries were too few to prove what a test demands."""
+        return "weak" if any(test.weak for test in self.tests) else "full"
+
+    @property
+    def best_release(self) -> int | None:
+        """The number of the kept release that the candidate was held to."""
+        return next((number for test in self.tests if (number := release_number(test.against)) is not None), None)
+
     def test_against(self, ranker: str) -> GateTest | None:
         return next((test for test in self.tests if test.against == ranker), None)
 
+    def test_against_release(self) -> GateTest | None:
+        return None if self.best_release is None else self.test_against(release_name(self.best_release))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: what is not a number is null."""
-        return {**_finite(asdict(self)), "passed": self.passed}
+        return {**_finite(asdict(self)), "passed": self.passed, "evidence": self.evidence}
 
 
 def gate_values(
@@ -121,28 +167,38 @@ def decide(
     measure: str,
     alpha: float = 0.05,
     over_bm25: float = 0.0,
-    tolerated_loss: float = 0.0,
+    loss_to_base: float = 0.05,
+    loss_to_release: float = 0.03,
     seed: int = 0,
+    patterns: int = SIGN_PATTERNS,
 ) -> Decision:
-    """Judge the candidate. ``values``: {ranker: (n,) values of ``measure``}, with ``LAST_RELEASE`` if there is one.
+    """Judge what search ships. ``values``: {ranker: (n,) values of ``measure``, from 0 to 1}, with every kept release.
 
-    ``over_bm25``: the gain over BM25 that must be exceeded; ``tolerated_loss``: the loss against the others that is
-    tolerated; both in the measure's units.
+    ``over_bm25``: the gain over BM25 that must be exceeded; ``loss_to_base`` and ``loss_to_release``: the losses against
+    the base student and the best release that are accepted; all in the measure's units. ``patterns``: random sign patterns
+    of the tests. Of the releases the one with the highest mean is the best, the newest of equals.
     """
-    candidate = values[CANDIDATE]
-    bounds = {FIRST_STAGE: over_bm25, BASE: 0.0 - tolerated_loss, LAST_RELEASE: 0.0 - tolerated_loss}
-    tests = [
-        _test(candidate, values[name], name, bound, name == FIRST_STAGE, alpha, seed)
-        for name, bound in bounds.items()
-        if name in values
-    ]
+    candidate = values[SEARCH]
+    means = {name: float(np.mean(found)) for name, found in values.items()}
+    tests = []
+    if FIRST_STAGE in values:
+        tests.append(_beats(candidate, values[FIRST_STAGE], FIRST_STAGE, over_bm25, alpha, seed, patterns))
+    for name, loss in ((BASE, loss_to_base), (_best_release(means), loss_to_release)):
+        if name in values:
+            tests.append(_not_inferior(candidate, values[name], name, loss, alpha, seed, patterns))
+    told = {SEARCH, *(test.against for test in tests)}
     return Decision(
         measure=measure,
         alpha=alpha,
         queries=len(candidate),
-        means={name: float(np.mean(found)) for name, found in values.items()},
-        intervals={name: bootstrap_interval(found, seed) for name, found in values.items()},
+        means=means,
+        intervals={name: mean_interval(found, 1 - alpha) for name, found in values.items()},
         tests=tuple(tests),
+        besides=tuple(
+            Difference(**_difference(candidate, found, name, alpha))
+            for name, found in values.items()
+            if name not in told
+        ),
     )
 
 
@@ -157,83 +213,84 @@ def noticed_loss(differences: np.ndarray, alpha: float) -> float:
     ``differences`` vary (normal approximation; Cohen 1988). nan for fewer than two."""
     if differences.size < 2:
         return math.nan
-    quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)
-    return float(quantiles * np.std(differences, ddof=1) / math.sqrt(differences.size))
+    return _quantiles(alpha) * float(np.std(differences, ddof=1)) / math.sqrt(differences.size)
 
 
-def render_decision(
-    decision: Decision,
-    outcome: str,
-    compared_with: str,
-    override: str,
-    elsewhere: Mapping[str, Mapping[str, float]],
-) -> str:
-    """The decision and its evidence as Markdown.
+def queries_needed(differences: np.ndarray, loss: float, alpha: float) -> int | None:
+    """The judged queries with which a loss of this size is found with a power of 0.8, given how much the ``differences``
+    vary; never fewer than ``fewest_queries``. None where no loss is accepted: no number shows that there is none."""
+    if not loss > 0:
+        return None
+    spread = float(np.std(differences, ddof=1)) if differences.size > 1 else 0.0
+    return max(fewest_queries(loss, alpha), math.ceil((_quantiles(alpha) * spread / loss) ** 2))
 
-    ``outcome`` heads it, ``compared_with`` names the last release and ``override`` says who let the model through, why and
-    when, each empty if there is none; ``elsewhere``: {split: {ranker: value}} of the splits that decide nothing.
+
+def fewest_queries(loss: float, alpha: float) -> int:
+    """The least number of queries that can show that less than ``loss`` is lost, whatever their values.
+
+    A ranker that loses the whole of a measure from 0 to 1 on a share ``loss`` of all queries loses nothing on n of them
+    with the probability (1 - loss)^n, which may be no more than half of alpha.
     """
-    name = {LAST_RELEASE: compared_with}
-    rows = [
-        [
-            markdown(name.get(test.against, test.against)),
-            number(decision.means[test.against]),
-            signed(test.difference),
-            f"{signed(test.low)} to {signed(test.high)}",
-            p_value(test.p),
-            signed(test.effect) if math.isfinite(test.effect) else DASH,
-            number(test.noticed) if math.isfinite(test.noticed) else DASH,
-            f"{test.wins} / {test.losses} / {test.ties}",
-            test.demand + (f" {signed(test.bound)}" if test.bound else ""),
-            "passed" if test.passed else "**failed**",
-        ]
-        for test in decision.tests
-    ]
-    low, high = decision.intervals[CANDIDATE]
-    lines = [
-        f"# Release decision: {outcome}",
-        "",
-        f"{CANDIDATE} on the {decision.queries:,} queries of the gate split: {decision.measure} "
-        f"{number(decision.means[CANDIDATE])} (95% interval {number(low)} to {number(high)}). Its differences from the "
-        f"others, with paired randomization tests at {decision.alpha:g}, which are not corrected for their number:",
-        "",
-        *_table(["against", decision.measure, *COLUMNS], rows),
-    ]
-    lines += ["", f"**Let through by a person:** {markdown(override)}"] if override else []
-    if elsewhere:
-        rankers = list(dict.fromkeys(ranker for found in elsewhere.values() for ranker in found))
-        cells = [
-            [markdown(name.get(ranker, ranker)), *(number(found.get(ranker)) for found in elsewhere.values())]
-            for ranker in rankers
-        ]
-        lines += ["", f"{decision.measure} on the test splits, which decide nothing:", ""]
-        lines += _table(["ranker", *map(markdown, elsewhere)], cells)
-    return "\n".join(lines) + "\n"
+    return 1 if loss >= 1 else math.ceil(math.log(alpha / 2) / math.log1p(-loss))
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
+def _best_release(means: Mapping[str, float]) -> str:
+    numbers = {name: number for name in means if (number := release_number(name)) is not None}
+    return max(numbers, key=lambda name: (means[name], numbers[name]), default="")
 
 
-def _test(
-    candidate: np.ndarray, other: np.ndarray, name: str, bound: float, must_beat: bool, alpha: float, seed: int
+def _beats(
+    candidate: np.ndarray, other: np.ndarray, name: str, gain: float, alpha: float, seed: int, patterns: int
 ) -> GateTest:
-    differences = candidate - other
-    # The null hypothesis is a mean difference of `bound`, so that is taken off before signs are flipped.
-    beyond, p = float(np.mean(differences)) - bound, paired_randomization(candidate, other + bound, seed)
-    sign = "above" if must_beat else "below"
+    # The null hypothesis is a mean difference of `gain`, so that is taken off before signs are flipped.
+    beyond, p = float(np.mean(candidate - other)) - gain, paired_randomization(candidate, other + gain, seed, patterns)
     return GateTest(
-        name,
-        float(np.mean(differences)),
-        *bootstrap_interval(differences, seed),
-        effect_size(differences),
-        p,
-        noticed_loss(differences, alpha),
-        *wins_losses_ties(candidate, other),
-        demand=f"{'' if must_beat else 'not '}significantly {sign}",
-        bound=bound,
-        passed=(beyond > 0 and p < alpha) if must_beat else not (beyond < 0 and p < alpha),
+        **_difference(candidate, other, name, alpha),
+        p=p,
+        demand="significantly above",
+        bound=gain,
+        passed=beyond > 0 and p < alpha,
     )
+
+
+def _not_inferior(
+    candidate: np.ndarray, other: np.ndarray, name: str, loss: float, alpha: float, seed: int, patterns: int
+) -> GateTest:
+    """Proven by the interval; disproven where a test of that many queries would have found the loss; else weak evidence."""
+    found, needed = _difference(candidate, other, name, alpha), queries_needed(candidate - other, loss, alpha)
+    enough = loss == 0 or len(candidate) >= fewest_queries(loss, alpha)
+    proven, p = enough and found["low"] > -loss, paired_randomization(candidate, other, seed, patterns)
+    weak = not proven and not (enough and found["noticed"] <= loss)
+    return GateTest(
+        **found,
+        p=p,
+        demand="not significantly below" if weak else "lower end above",
+        bound=0.0 - loss,
+        passed=not (found["difference"] < 0 and p < alpha) if weak else proven,
+        weak=weak,
+        needed=needed,
+    )
+
+
+def _difference(candidate: np.ndarray, other: np.ndarray, name: str, alpha: float) -> dict[str, Any]:
+    differences = candidate - other
+    low, high = mean_interval(differences, 1 - alpha)
+    wins, losses, ties = wins_losses_ties(candidate, other)
+    return {
+        "against": name,
+        "difference": float(np.mean(differences)),
+        "low": low,
+        "high": high,
+        "effect": effect_size(differences),
+        "noticed": noticed_loss(differences, alpha),
+        "wins": wins,
+        "losses": losses,
+        "ties": ties,
+    }
+
+
+def _quantiles(alpha: float) -> float:
+    return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER))
 
 
 def _finite(value: Any) -> Any:

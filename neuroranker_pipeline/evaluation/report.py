@@ -20,6 +20,7 @@ from neuroranker_pipeline.datasets.trec import write_run
 from neuroranker_pipeline.evaluation import plots, tables
 from neuroranker_pipeline.evaluation.evaluation import Evaluation
 from neuroranker_pipeline.evaluation.findings import findings, verdict
+from neuroranker_pipeline.evaluation.rankers import INT8
 
 FORMAT = 2
 SNIPPET = 320  # characters of a passage shown in an example
@@ -36,7 +37,8 @@ class ReportContext:
     ``{"teacher": [{"step": 10, "loss": 0.7, "lr": 1e-4}, ...]}``. ``queries`` and ``passages`` are the texts of
     ``Evaluation.example_ids()``. ``history`` are earlier evaluations of the split, oldest first: ``{"created": ...,
     "run_id": ..., "measures": {"student": 0.52}}`` in the primary measure; ``run_id`` is this one's. ``notes`` are
-    sentences shown after the findings: what a ranker is, how it was run.
+    sentences shown after the findings: what a ranker is, how it was run. ``leaks``: the held-out questions that training
+    holds too, as ``datasets.leaks.Leaks`` writes them.
     """
 
     profile: str
@@ -52,6 +54,7 @@ class ReportContext:
     history: Sequence[Mapping[str, Any]] = ()
     run_id: str = ""
     notes: Sequence[str] = ()
+    leaks: Mapping[str, Any] = field(default_factory=dict)
 
 
 def report_data(evaluation: Evaluation, context: ReportContext) -> dict[str, Any]:
@@ -135,6 +138,11 @@ def cost_points(report: Mapping[str, Any], key: str, unit: float = 1.0) -> list[
     return [(row["name"], row[key] / unit, values[row["name"]]) for row in rows]
 
 
+def costed(report: Mapping[str, Any]) -> str:
+    """The ranker to mark where costs are shown: the final one, or the model in it, for search is not timed by itself."""
+    return report["final"] if any(row["name"] == report["final"] for row in report["costs"]) else INT8
+
+
 def quality_of(report: Mapping[str, Any], ranker: str) -> float | None:
     """A ranker's mean in the primary measure, None for one that is not in the report."""
     return next((row["measures"][report["primary"]] for row in report["rankers"] if row["ranker"] == ranker), None)
@@ -159,7 +167,7 @@ def plot_images(report: Mapping[str, Any]) -> dict[str, str]:
     drawn = {
         f"{primary} with 95% intervals": plots.intervals(interval_rows(report), primary, ceiling_of(report), final),
         f"{primary} against time": plots.scatter(
-            cost_points(report, "milliseconds"), "milliseconds a query", primary, final, floor
+            cost_points(report, "milliseconds"), "milliseconds a query", primary, costed(report), floor
         ),
         f"change in {primary} by query": plots.differences(report["differences"], "queries, from worst to best"),
         f"history of {primary}": plots.lines(history_lines(report), "evaluation", primary)
@@ -255,7 +263,19 @@ def environment(autoescape: bool) -> Environment:
         lstrip_blocks=True,
     )
     helpers = (
-        *(flat, size, seconds, minute, snippet, loss_curves, measure_curves, history_lines, cost_points, quality_of),
+        *(
+            flat,
+            size,
+            seconds,
+            minute,
+            snippet,
+            loss_curves,
+            measure_curves,
+            history_lines,
+            cost_points,
+            costed,
+            quality_of,
+        ),
         *(interval_rows, ceiling_of, tables.markdown, verdict),
     )
     made.filters.update({helper.__name__: helper for helper in helpers})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neuroranker_pipeline.evaluation import plots
+from neuroranker_pipeline.evaluation.significance import at_floor
+from neuroranker_pipeline.markdown import markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,16 +61,28 @@ def short(value: float | None) -> str:
     return f"{value:,.0f}".replace("-", MINUS) if abs(value) >= 100 else f"{value:.3g}".replace("-", MINUS)
 
 
-def p_value(p: float) -> str:
-    """``p <0.001`` or ``p 0.012``."""
-    return "p <0.001" if p < 0.001 else f"p {p:.3f}"
+def p_value(p: float, raw: float | None = None) -> str:
+    """``p <0.001`` or ``p 0.012``; as ``p_number`` where p is at its floor and no smaller."""
+    if p < 0.001:
+        return "p <0.001"
+    return f"p <{p:.2g}" if at_floor(p if raw is None else raw) else f"p {p:.3f}"
+
+
+def p_number(p: float, raw: float | None = None) -> str:
+    """``0.0123``, ``<0.0001``, or ``<0.00001`` where no random sign pattern was as extreme, so that p is below it.
+
+    ``raw``: what an adjusted p was before, which says whether it is at its own floor: ``<0.00007`` of seven tests.
+    """
+    if at_floor(p if raw is None else raw):
+        return f"<{p:.7f}".rstrip("0")
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def change_text(comparison: Mapping[str, Any] | None) -> str:
     """``+0.063 (p 0.012)`` with the Holm-adjusted p, or a dash."""
     if comparison is None:
         return DASH
-    return f"{signed(comparison['difference'])} ({p_value(comparison['p_holm'])})"
+    return f"{signed(comparison['difference'])} ({p_value(comparison['p_holm'], comparison['p'])})"
 
 
 def render_table(report: Mapping[str, Any]) -> Table:
@@ -132,11 +145,6 @@ def markdown_table(report: Mapping[str, Any]) -> str:
             ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in [[markdown(c) for c in rows[0]], *rows[1:]])
-
-
-def markdown(text: object) -> str:
-    """Text as Markdown that shows it literally, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", " ".join(str(text).split()))
 
 
 def _style(comparison: Mapping[str, Any] | None) -> str:

@@ -45,8 +45,9 @@ class Override:
 
 @dataclass(frozen=True)
 class Release:
-    """A released Bento. ``model`` and ``bento`` are data versions; ``compared_with``: the release that the gate compared
-    it with; ``replaced``: the one that was current before; ``figures``: what the gate measured."""
+    """A released Bento. ``model`` and ``bento`` are data versions; ``compared_with``: the release that the gate held it to,
+    the best of the ``measured`` ones; ``replaced``: the one that was current before; ``figures``: what the gate measured;
+    ``evidence``: full or weak, empty in a log that did not know it."""
 
     number: int
     tag: str
@@ -58,6 +59,13 @@ class Release:
     replaced: int | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     override: Override | None = None
+    measured: tuple[int, ...] = ()
+    evidence: str = ""
+
+    @property
+    def measured_with(self) -> tuple[int, ...]:
+        """The releases that the gate measured beside it; of a log that did not name them, the one it was compared with."""
+        return self.measured or ((self.compared_with,) if self.compared_with else ())
 
 
 @dataclass(frozen=True)
@@ -113,19 +121,26 @@ class History:
                     found = None if event.model == model else found
         return found
 
-    def reference_for(self, model: str) -> Release | None:
-        """The release that the gate compares a model with: the current one.
+    def measured_for(self, model: str, kept: Callable[[int], bool]) -> tuple[Release, ...]:
+        """The releases that the gate measures beside a model, the oldest first: all that are kept and were not rolled back,
+        but for its own.
 
-        A model that is current, or was rolled back, has been judged: it keeps the release that it was compared with. So a
-        release does not make its own decision stale, nor does a roll-back.
+        A model that is current, or was rolled back, has been judged: it keeps those that it was measured with, though some
+        may be gone. So a release does not make its own decision stale, nor does the deletion of old ones after it, nor a
+        roll-back.
         """
-        judged = self.current
-        if judged is None or judged.model == model:
-            return judged and self.release(judged.compared_with)
+        if (judged := self._judged(model)) is not None:
+            return tuple(self.releases[number] for number in judged.measured_with if number in self.releases)
+        others = (one for one in self.releases.values() if one.model != model and self.withdrawal(one.model) is None)
+        return tuple(one for one in others if kept(one.number))
+
+    def _judged(self, model: str) -> Release | None:
+        """The release of a model that is current or was rolled back."""
+        if self.current is not None and self.current.model == model:
+            return self.current
         if self.withdrawal(model) is None:
-            return judged
-        judged = next(one for one in reversed(self.releases.values()) if one.model == model)
-        return self.release(judged.compared_with)
+            return None
+        return next(one for one in reversed(self.releases.values()) if one.model == model)
 
     def to_json(self) -> str:
         names = {kind: name for name, kind in KINDS.items()}
@@ -177,6 +192,10 @@ class Registry:
         """Whether the files of a release are still there."""
         return self.lake.manifest(RELEASES, str(number)) is not None
 
+    def measured_for(self, model: str) -> tuple[Release, ...]:
+        """The releases that the gate measures beside a model; see ``History.measured_for``."""
+        return self.history().measured_for(model, self.kept)
+
     def open(self, number: int) -> Path:
         """The files of a release, compared with their digests. Raises ``NotReady`` when they are gone or damaged."""
         self.find(number)
@@ -193,7 +212,7 @@ class Registry:
 
         It gets the next number. The same Bento is not released twice in a row: what an interrupted run did is found
         and left. Then all but the last ``keep`` releases are deleted, but for the current one and those that it
-        replaced and was compared with.
+        replaced and was compared with: the best one, lest losses add up that are accepted one by one.
         """
 
         def store(history: History) -> Event | None:
@@ -341,4 +360,6 @@ def reason_given(text: str) -> str:
 def _event(kind: str, **values: Any) -> Event:
     if kind == "release" and values["override"] is not None:
         values["override"] = Override(**values["override"])
+    if kind == "release":
+        values["measured"] = tuple(values.get("measured", ()))
     return KINDS[kind](**values)

@@ -87,7 +87,7 @@ def write_collection(
     about = {
         "passages": len(pids),
         "model": model_digest(encoder.model_file),
-        "bm25": {name: getattr(bm25, name) for name in ("k1", "b", "language", "stemmer", "keep_stopwords")},
+        "bm25": {name: getattr(bm25, name) for name in ("depth", "k1", "b", "language", "stemmer", "keep_stopwords")},
     }
     (out / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     return len(pids)

@@ -47,6 +47,25 @@ def interpolated(scores: np.ndarray, first_stage: Sequence[float] | np.ndarray, 
     return standardized(scores) + weight * standardized(first_stage)
 
 
+def search_scores(
+    vectors: np.ndarray, query: np.ndarray, bm25: Sequence[float] | np.ndarray, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What search gives one query's n candidates: the cosines and the final scores, each (n,) float32.
+
+    vectors: their stored unit vectors, (n, dimension) float16, by falling BM25 score and then pid; query: its unit vector,
+    (dimension,) float32; bm25: BM25's scores. Search and whoever measures it call this, so that they agree to the bit.
+    """
+    # A sum per row, and no matrix product, whose rounding would depend on the number of rows.
+    cosines = (vectors.astype(np.float32) * query).sum(axis=1).clip(-1, 1)
+    # Lucene's scores are float32; what JSON makes of them is not, and would round otherwise.
+    return cosines, interpolated(cosines, np.asarray(bm25, np.float32), weight).astype(np.float32)
+
+
+def best_first(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The positions of float32 ``scores``, (n,), by falling score, and then by ``ids``: the order of every run."""
+    return np.lexsort((ids, -scores))
+
+
 def standardized(scores: Sequence[float] | np.ndarray) -> np.ndarray:
     """Finite scores, (n,), brought to mean 0 and standard deviation 1, float64; all 0 where they are all equal.
 

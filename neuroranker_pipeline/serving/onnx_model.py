@@ -163,6 +163,11 @@ class OnnxEncoder(OnnxModel):
         """Unit vectors, (n, dimension) float32, in the order of ``texts``."""
         return self.run_all(self.tokenize(texts))
 
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """As ``encode``, each text in a run of its own: the bits of the vector that the service compares passages with."""
+        vectors = [np.empty((0, self.dimension), np.float32)]
+        return np.concatenate([*vectors, *self._pool.map(lambda ids: self.run([ids]), self.tokenize(texts))])
+
 
 def available_cores() -> int:
     """Cores that this process may run on, and no more than its container has time for."""

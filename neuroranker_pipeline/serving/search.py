@@ -26,7 +26,7 @@ from neuroranker_pipeline.retrieval.jvm import start_jvm
 from neuroranker_pipeline.retrieval.lucene import LuceneIndex
 from neuroranker_pipeline.retrieval.settings import BM25Settings
 from neuroranker_pipeline.serving.engine import Reranker
-from neuroranker_pipeline.serving.interpolation import interpolated
+from neuroranker_pipeline.serving.interpolation import best_first, search_scores
 from neuroranker_pipeline.serving.onnx_model import read_json
 
 DEPTH = 100
@@ -84,7 +84,8 @@ class CollectionSearch:
     def search(self, query: str, k: int) -> Found:
         """The ``k`` best passages, at most ``DEPTH``; none when no word of the query is in the collection.
 
-        Equal final scores keep BM25's order. Raises ``BadInput`` for a query of more than 65,536 terms.
+        Equal final scores, as float32, are in the order of the pids, as in every run. Raises ``BadInput`` for a query of
+        more than 65,536 terms.
         """
         clock = [time.perf_counter()]
         candidates = self._bm25(query)
@@ -110,11 +111,11 @@ class CollectionSearch:
 
     def _ranked(self, candidates: list[tuple[str, float]], vector: np.ndarray, k: int) -> list[Hit]:
         rows = [self._row(pid) for pid, _ in candidates]
-        # A sum per row, and no matrix product, whose rounding would depend on the number of rows.
-        cosines = (self._vectors[rows].astype(np.float32) * vector).sum(axis=1).clip(-1, 1)
-        final = interpolated(cosines, [score for _, score in candidates], self.bm25_weight)
+        bm25 = [score for _, score in candidates]
+        cosines, final = search_scores(self._vectors[rows], vector, bm25, self.bm25_weight)
         hits = []
-        for rank, position in enumerate(np.argsort(-final, kind="stable")[:k].tolist(), start=1):
+        # Rows are in the order of the ids.
+        for rank, position in enumerate(best_first(final, np.array(rows))[:k].tolist(), start=1):
             pid, bm25_score = candidates[position]
             text, scores = self._texts[rows[position]].decode(), (float(final[position]), float(cosines[position]))
             hits.append(Hit(pid, text, rank, *scores, position + 1, bm25_score))
@@ -203,7 +204,8 @@ def _settings(file: Path, about: dict[str, Any]) -> BM25Settings:
         if not isinstance(about["passages"], int) or about["passages"] < 1 or not isinstance(about["model"], str):
             raise ValueError("no passages or no model")
         bm25 = {name: value for name, value in about["bm25"].items() if name in known}
-        return BM25Settings(**{**bm25, "depth": DEPTH, "threads": 1, "heap_mb": HEAP_MB})
+        depth = min(bm25.get("depth", DEPTH), DEPTH)
+        return BM25Settings(**{**bm25, "depth": depth, "threads": 1, "heap_mb": HEAP_MB})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{file}: not a description of a collection ({error!r}); {HINT}") from error
 

@@ -16,6 +16,7 @@ from neuroranker_pipeline.evaluation import report as reports
 from neuroranker_pipeline.evaluation import tables
 from neuroranker_pipeline.evaluation.evaluation import evaluate
 from neuroranker_pipeline.evaluation.report import ReportContext, render_html, report_data, write_report
+from neuroranker_pipeline.evaluation.significance import FLOOR
 
 ATTACK = "</title><script>alert(1)</script><img src=x onerror=alert(1)> | `code` [link](javascript:alert(1))"
 
@@ -230,6 +231,11 @@ def test_sizes_and_times_for_people():
     assert reports.file_name("student int8") == "student-int8"
     assert reports.file_name("../../etc/passwd") == "etc-passwd"
     assert tables.p_value(0.0001) == "p <0.001"
+    assert [tables.p_number(p) for p in (0.01234, 0.00002, 1.0)] == ["0.0123", "<0.0001", "1.0000"]
+    assert tables.p_number(FLOOR) == "<0.00001"
+    assert tables.p_number(7 * FLOOR, FLOOR) == "<0.00007"
+    assert tables.p_number(0.0007, 0.0001) == "0.0007"
+    assert tables.p_value(200 * FLOOR, FLOOR) == "p <0.002"
     assert [tables.short(value) for value in (None, 0.41234, -21.66, 1240.4, 1e-9)] == [
         tables.DASH, "0.412", "\N{MINUS SIGN}21.7", "1,240", "0",
     ]  # fmt: skip

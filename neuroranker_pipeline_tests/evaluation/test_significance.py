@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from neuroranker_pipeline.evaluation.significance import (
+    FLOOR,
+    at_floor,
     bootstrap_interval,
     holm,
+    mean_interval,
     paired_randomization,
     wins_losses_ties,
 )
@@ -74,9 +77,20 @@ def test_p_is_uniform_when_nothing_differs_and_tiny_when_everything_does():
     p = [paired_randomization(a, b, seed=i, resamples=499) for i, (a, b) in enumerate(noise)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
     a = rng.uniform(0.5, 1, 200)
-    assert paired_randomization(a, a - 0.4) == 1 / 10_000
+    assert paired_randomization(a, a - 0.4) == FLOOR == 1 / 100_000
     many = rng.normal(size=7000)  # as many queries as MS MARCO's dev-small split
-    assert paired_randomization(many + 0.1, np.zeros(7000)) == 1 / 10_000
+    assert paired_randomization(many + 0.1, np.zeros(7000)) == FLOOR
+    assert at_floor(FLOOR)
+    assert not at_floor(2 * FLOOR)
+
+
+def test_more_patterns_tell_small_p_apart():
+    """Of the patterns of 16 equal differences, one of them a loss, 34 are as extreme; of 17 without a loss, 2 are."""
+    lost = np.array([1.0] * 15 + [-1.0])
+    found = [paired_randomization(lost, np.zeros(16), seed=seed) for seed in range(40)]
+    assert np.mean(found) == pytest.approx(34 / 2**16, rel=0.25)
+    found = [paired_randomization(np.ones(17), np.zeros(17), seed=seed) for seed in range(40)]
+    assert FLOOR <= min(found) < 2 / 2**17 < max(found) < 1 / 1_000
 
 
 @given(pairs)
@@ -112,6 +126,34 @@ def test_interval_covers_the_mean_as_often_as_it_says():
 def test_interval_of_constant_and_of_too_few_values():
     assert bootstrap_interval([0.25] * 10) == (0.25, 0.25)
     assert all(math.isnan(bound) for bound in bootstrap_interval([0.25]))
+
+
+def test_both_ends_of_the_interval_hold_for_skewed_values():
+    """Two rankers that agree on nine queries in ten, and where they do not, the losses are the larger: Student's lower end
+    lets the mean fall below it twice as often as the 2.5% that it promises."""
+    rng = np.random.default_rng(0)
+    values, chances = np.array([0.0, 0.25, -1.0]), np.array([0.9, 0.06, 0.04])
+    mean, below, above, students = float(values @ chances), 0, 0, 0
+    for _ in range(2000):
+        sample = rng.choice(values, 200, p=chances)
+        low, high = mean_interval(sample)
+        below, above = below + (low > mean), above + (high < mean)
+        students += sample.mean() - stats.t.ppf(0.975, 199) * stats.sem(sample) > mean
+    assert students > 0.04 * 2000
+    assert below < 0.035 * 2000  # 2.5%, and three standard deviations
+    assert above < 0.035 * 2000
+
+
+def test_the_interval_is_students_where_values_are_symmetric():
+    values = np.array([-3.0, -1.0, 0.5, 0.5, 2.0, 7.0])
+    symmetric = np.r_[values, 1 - values]
+    assert mean_interval(symmetric) == pytest.approx(stats.t.interval(0.95, 11, 0.5, stats.sem(symmetric)))
+    students = stats.t.interval(0.9, 5, values.mean(), stats.sem(values))
+    low, high = mean_interval(values, 0.9)
+    assert low <= students[0] + 1e-9 < students[1] < high
+    assert mean_interval(-values, 0.9) == pytest.approx((-high, -low))
+    assert mean_interval([0.25] * 10) == (0.25, 0.25)
+    assert all(math.isnan(bound) for bound in mean_interval([0.25]))
 
 
 def test_holm_on_the_textbook_example():

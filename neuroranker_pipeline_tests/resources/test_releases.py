@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +94,7 @@ def test_old_releases_are_deleted_but_for_those_still_needed(registry: Registry,
     for model in "cde":
         release(registry, tmp_path, model, compared_with=1, keep=2)
     assert [n for n in range(1, 6) if registry.kept(n)] == [1, 4, 5], (
-        "release 1 is what the current one was compared with"
+        "release 1 is the best, which the current one was held to"
     )
     assert list(registry.history().releases) == [1, 2, 3, 4, 5], "the record stays"
     with pytest.raises(NotReady, match="release 2 is no longer kept"):
@@ -136,30 +138,64 @@ def test_a_damaged_log_is_named(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-# a was released, then b, compared with a; then c, compared with b
+# a was released, then b, held to a; then c, held to b, and a was measured too
 A, B, C = (
-    Release(number, f"ranker:{model}", model, f"bento of {model}", WHO, "now", number - 1 or None, number - 1 or None)
+    Release(
+        number,
+        f"ranker:{model}",
+        model,
+        f"bento of {model}",
+        WHO,
+        "now",
+        compared_with=number - 1 or None,
+        replaced=number - 1 or None,
+        measured=tuple(range(1, number)),
+        evidence="full",
+    )
     for number, model in enumerate("abc", 1)
 )
 BACK_TO_A = Rollback(1, 3, "wrong", WHO, "now")
-D = Release(4, "ranker:d", "d", "bento of d", WHO, "now", 1, 1)
+D = Release(4, "ranker:d", "d", "bento of d", WHO, "now", 1, 1, measured=(1,), evidence="weak")
 
 
 @pytest.mark.parametrize(
-    ("events", "model", "reference"),
+    ("events", "model", "measured"),
     [
-        pytest.param([], "a", None, id="the first model"),
-        pytest.param([A], "b", A, id="a new model, with the current one"),
-        pytest.param([A], "a", None, id="the current one, with what it was compared with: nothing"),
-        pytest.param([A, B, C], "c", B, id="the current one, with what it was compared with"),
-        pytest.param([A, B, C, BACK_TO_A], "c", B, id="one that was rolled back, as before"),
-        pytest.param([A, B, C, BACK_TO_A], "d", A, id="a new model, with the one that was put back"),
-        pytest.param([A, B, C, BACK_TO_A, D], "d", A, id="and stays compared with it"),
-        pytest.param([A, B, C], "a", C, id="an old one that comes again, with the current one"),
+        pytest.param([], "a", "", id="the first model"),
+        pytest.param([A], "b", "a", id="a new model, with all that are kept"),
+        pytest.param([A], "a", "", id="the current one, with what it was measured with: nothing"),
+        pytest.param([A, B, C], "c", "ab", id="the current one, with what it was measured with"),
+        pytest.param([A, B, C, BACK_TO_A], "c", "ab", id="one that was rolled back, as before"),
+        pytest.param([A, B, C, BACK_TO_A], "a", "", id="and the one that was put back"),
+        pytest.param([A, B, C, BACK_TO_A], "d", "a", id="a new model, with what was not rolled back"),
+        pytest.param([A, B, C, BACK_TO_A, D], "d", "a", id="and stays measured with it"),
+        pytest.param([A, B, C], "a", "bc", id="an old one that comes again, with all but itself"),
     ],
 )
-def test_which_release_a_model_is_compared_with(events: list, model: str, reference: Release | None) -> None:
-    assert History(tuple(events)).reference_for(model) == reference
+def test_which_releases_a_model_is_measured_with(events: list, model: str, measured: str) -> None:
+    history = History(tuple(events))
+    kept = history.measured_for(model, lambda number: number != 9)
+    assert "".join(one.model for one in kept) == measured
+    assert History.from_json(history.to_json()) == history
+
+
+def test_what_is_deleted_later_changes_nothing_for_a_model_that_was_judged() -> None:
+    history = History((A, B, C, BACK_TO_A))
+    for model in "ac":
+        assert history.measured_for(model, lambda _: False) == history.measured_for(model, lambda _: True)
+    assert History((A, B, C)).measured_for("d", lambda number: number == 2) == (B,), "of those that are kept"
+
+
+def test_a_log_of_before_the_best_release_counted_still_opens() -> None:
+    """Releases named what they were compared with, and neither what was measured nor how strong the evidence was."""
+    old = json.loads(History((A, B, C, BACK_TO_A)).to_json())
+    for event in old["events"]:
+        for added in ("measured", "evidence"):
+            event.pop(added, None)
+    history = History.from_json(json.dumps(old))
+    assert history.current == replace(A, measured=(), evidence="")
+    assert [one.number for one in history.measured_for("c", lambda _: True)] == [2], "what it was compared with"
+    assert [one.number for one in history.measured_for("d", lambda _: True)] == [1]
 
 
 @pytest.mark.parametrize(

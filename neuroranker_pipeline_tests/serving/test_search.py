@@ -8,15 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from neuroranker_pipeline.datasets import trec
 from neuroranker_pipeline.datasets.tables import PASSAGES, write_table
 from neuroranker_pipeline.errors import BadInput
 from neuroranker_pipeline.ranking.embeddings import Embeddings, embedding_schema, read_embeddings
+from neuroranker_pipeline.ranking.interpolation import search_run
 from neuroranker_pipeline.retrieval.bm25 import BM25Settings, Searcher, build_index
 from neuroranker_pipeline.retrieval.settings import LANGUAGES
 from neuroranker_pipeline.serving import collection as writing
@@ -128,7 +132,7 @@ def test_hits_are_ordered_by_cosine(
 ) -> None:
     found = search.search(query, 100)
     assert [hit.rank for hit in found.hits] == list(range(1, found.candidates + 1))
-    keys = [(-hit.score, hit.bm25_rank) for hit in found.hits]
+    keys = [(-hit.score, hit.pid) for hit in found.hits]
     assert keys == sorted(keys)
     vectors = rows_of(read_embeddings(embeddings), [hit.pid for hit in found.hits])
     np.testing.assert_allclose([hit.score for hit in found.hits], vectors @ reranker.encode_query(query), atol=1e-3)
@@ -148,15 +152,50 @@ def test_the_final_order_adds_bm25s_score(search: CollectionSearch, folder: Path
     weighted.close()
     cosines, bm25 = (np.array([getattr(hit, name) for hit in alone]) for name in ("score", "bm25_score"))
     final = (cosines - cosines.mean()) / cosines.std() + BM25_WEIGHT * (bm25 - bm25.mean()) / bm25.std()
-    expected = sorted(zip(alone, final.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0].bm25_rank))
+    expected = sorted(zip(alone, final.tolist(), strict=True), key=lambda pair: (-np.float32(pair[1]), pair[0].pid))
     assert [hit.pid for hit in hits] == [hit.pid for hit, _ in expected] != [hit.pid for hit in alone]
-    np.testing.assert_allclose([hit.final_score for hit in hits], [score for _, score in expected], atol=1e-9)
+    np.testing.assert_allclose(
+        [hit.final_score for hit in hits], [score for _, score in expected], rtol=1e-6, atol=1e-6
+    )
     assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
     same = {hit.pid: (hit.score, hit.bm25_rank, hit.bm25_score) for hit in alone}
     assert {hit.pid: (hit.score, hit.bm25_rank, hit.bm25_score) for hit in hits} == same
 
 
-def test_equal_cosines_keep_the_order_of_bm25(search: CollectionSearch) -> None:
+@pytest.mark.parametrize("name", ["int8_dir", "weighted_dir"])
+def test_a_run_made_of_tables_is_what_is_served(
+    name: str, folder: Path, index: Path, embeddings: list[Path], request: pytest.FixtureRequest
+) -> None:
+    """All queries at once, from the embeddings' float32, against one search each: the same order and the same bits."""
+    model: Path = request.getfixturevalue(name)
+    queries = {f"q{number}": query for number, query in enumerate([*QUERIES, "zebra search"])}
+    searcher = Searcher(index, BM25)
+    candidates = searcher.search(queries)
+    searcher.close()
+    shuffled = candidates.take(np.random.default_rng(0).permutation(len(candidates)))
+    run = trec.ranked(search_run(shuffled, queries, model, read_embeddings(embeddings)))
+    with closing(Reranker(OnnxEncoder(model))) as reranker, closing(CollectionSearch(folder, reranker)) as served:
+        found = {qid: served.search(query, 100).hits for qid, query in queries.items()}
+    expected = [(qid, hit.pid, hit.rank, hit.final_score) for qid, hits in found.items() for hit in hits]
+    assert sorted(map(tuple, (row.values() for row in run.to_pylist()))) == sorted(expected)
+    # Anserini moves BM25's equal scores apart, so only the cosine alone can tie.
+    ties = sum(score == other for (*_, score), (*_, other) in pairwise(expected))
+    assert ties > 0 or name == "weighted_dir", "no tie: nothing is tested"
+
+
+def test_equal_scores_are_ordered_by_pid_against_bm25(
+    folder: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pid that comes last is BM25's first, by a score that float32 can tell apart; the cosines are equal."""
+    search = CollectionSearch(folder, reranker)
+    monkeypatch.setattr(search, "_bm25", lambda query: [("z☃", 2.0), ("same", 1.0)])
+    hits = search.search("zebra", 2).hits
+    search.close()
+    assert [(hit.pid, hit.bm25_rank) for hit in hits] == [("same", 2), ("z☃", 1)]
+    assert hits[0].final_score == hits[1].final_score
+
+
+def test_equal_passages_are_ordered_by_pid(search: CollectionSearch) -> None:
     same = search.search("zebra search", 100).hits
     same = [hit for hit in same if hit.text == "zebra"]
     assert [hit.pid for hit in same] == ["same", "z☃"]
