@@ -34,7 +34,7 @@ class Graph:
             **os.environ,
             "NEURORANKER_LAKE": str(self.root / "lake"),
             "BENTOML_HOME": str(self.root / "bentoml"),
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": "1",  # another test may have the other processor
         }
 
     @property

@@ -23,6 +23,8 @@ from neuroranker_pipeline_tests.e2e.conftest import PROFILE, Graph, assert_whole
 
 pytestmark = pytest.mark.e2e
 
+SHORT = ("student.layers=1", "teacher.layers=1", "student.training.max_steps=2", "teacher.training.max_steps=2")
+BRIEF = [word for setting in SHORT for word in ("--set", setting)]  # models are not what is looked at here
 GUIDE = Path(__file__).parents[2] / "docs" / "orchestration.md"
 AS_ROOT = os.geteuid() == 0
 OWNER = "postgres"  # the server refuses to run as root
@@ -90,7 +92,7 @@ def test_the_smoke_graph_passes_on_postgres(
     for name, value in database.items():
         monkeypatch.setenv(name, value)
     ours = Graph(tmp_path)
-    done = ours.command("run")
+    done = ours.command("run", *BRIEF)
     assert done.returncode == 0, done.stdout + done.stderr
     settings = load_settings(PROFILE)
     pairs = {(asset.name, partition) for asset in ASSETS for partition in asset.partitions(settings)}

@@ -26,7 +26,11 @@ pytestmark = pytest.mark.e2e
 
 NAME = "ranker-smoke"
 REASON = "the noise is wanted: a drill"
-RULES = {"extends": "smoke", "release": {"over_bm25": -1.0, "tolerated_loss": 0.0, "alpha": 0.1}}
+RULES = {
+    "extends": "smoke",
+    "release": {"over_bm25": -1.0, "loss_to_base": 0.0, "loss_to_release": 0.0, "alpha": 0.1},
+    "interpolation": {"grid": []},  # or BM25's score would make up for the noise
+}
 
 
 @dataclass
@@ -100,12 +104,12 @@ def test_the_story(lab: Lab) -> None:
     assert "✓ gate_evaluation" in blocked.output
     assert "✓ ranker_bento" not in blocked.output
     failed = [check.name for check in lab.decision().failed_checks]
-    assert "int8_not_worse_than_last_release" in failed, lab.decision().checks
+    assert "search_not_worse_than_best_release" in failed, lab.decision().checks
     error = blocked.output.strip().splitlines()[-1]
-    assert "int8_not_worse_than_last_release" in error
+    assert "search_not_worse_than_best_release" in error
     assert "neuroranker release --override REASON" in error
     evidence = json.loads((lab.lake.open(lab.decision()) / "decision.json").read_text())
-    (test,) = [test for test in evidence["tests"] if test["against"] == "last release"]
+    (test,) = [test for test in evidence["tests"] if test["against"] == f"release {first.number}"]
     assert evidence["compared_with"]["release"] == first.number
     assert test["difference"] < 0
     assert test["p"] < RULES["release"]["alpha"]
@@ -119,12 +123,13 @@ def test_the_story(lab: Lab) -> None:
     second = lab.history.current
     assert second is not None
     assert (second.compared_with, second.replaced) == (first.number, first.number)
+    assert (second.measured, second.evidence) == ((first.number,), "weak")
     assert second.override is not None
     assert (second.override.reason, second.override.model) == (REASON, second.model)
     assert second.override.who == person()
     assert lab.latest == second.tag != first.tag
     labels = yaml.safe_load((bento_folder(second.tag) / "bento.yaml").read_text())["labels"]
-    assert (labels["override_reason"], labels["model"]) == (REASON, second.model)
+    assert (labels["override_reason"], labels["model"], labels["evidence"]) == (REASON, second.model, "weak")
     assert any(REASON in str(check.metadata) for check in lab.decision().checks), "it passes, and says why"
 
     back = lab.command("rollback", "--reason", "the drill is over")
@@ -141,3 +146,4 @@ def test_the_story(lab: Lab) -> None:
     listed = lab.command("releases").output
     assert first.tag in listed
     assert "rolled back" in listed
+    assert "weak evidence" in " ".join(listed.split())

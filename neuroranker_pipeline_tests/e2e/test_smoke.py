@@ -36,7 +36,7 @@ RANKERS = (
     "hard-label control",
     "student ONNX",
     "student int8",
-    "student int8 + BM25",
+    "search",
 )
 PAIRS = [("q one", "a passage"), ("how to read a file", "Open a file and return a stream."), ("x", "y " * 300)]
 
@@ -98,8 +98,11 @@ def test_the_report_holds_every_ranker_and_its_runs(graph: Graph) -> None:
     assert report["queries"] == load_settings(PROFILE).data.test_queries
     assert len(list((folder / "runs").glob("*.trec"))) == len(RANKERS)
     assert "<script" not in (folder / "report.html").read_text()
-    assert report["final"] == "student int8"
-    assert graph.command("report").stdout.count("student int8 + BM25") == 1
+    assert report["final"] == "search"
+    assert len(re.findall(r"^\W*search ", graph.command("report").stdout, re.MULTILINE)) == 1
+    leaks = {row["split"]: row for row in report["leaks"]["splits"]}
+    assert leaks.keys() == {"dev", "gate", "test"}
+    assert all(row["same"] == row["near"] == 0 < row["queries"] for row in leaks.values())
 
 
 def test_search_shows_both_ranks(graph: Graph) -> None:
@@ -135,15 +138,17 @@ def test_metrics_hold_every_materialization(graph: Graph) -> None:
     assert float(done.stdout.split()[1]) == pytest.approx(float(shown[1]), abs=5e-4)
 
 
-@pytest.mark.parametrize("asset", ["teacher_checkpoint", "student_checkpoint"])
-def test_a_model_has_a_card_with_its_figures(graph: Graph, asset: str) -> None:
+@pytest.mark.parametrize(
+    ("asset", "figure"),
+    [("teacher_checkpoint", "dev/cross-encoder/MRR@10"), ("student_checkpoint", "dev/MRR@10")],
+)
+def test_a_model_has_a_card_with_its_figures(graph: Graph, asset: str, figure: str) -> None:
     folder = graph.lake.read(asset)
     _, front, body = (folder / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "sentence-transformers"
     shown = re.search(r"\| this model \| (0\.\d+) \[", body)
-    mrr = json.loads((folder / "training.json").read_text())["dev_mrr"]
     assert shown is not None
-    assert mrr is None or float(shown[1]) == pytest.approx(mrr, abs=1e-4)
+    assert float(shown[1]) == pytest.approx(graph.lake.usable(asset).figures[figure], abs=1e-4)
     assert "12 steps over" in body
 
 
@@ -210,8 +215,21 @@ def test_a_bento_lost_from_the_store_is_put_back_without_building_it(graph: Grap
     assert "ranker-smoke:" in listed.stdout
 
 
+def test_a_student_that_is_shown_to_be_worse_than_the_base_student_goes_no_further(graph: Graph) -> None:
+    worse = ("--set", "student.training.learning_rate=0.5", "--set", "bounds.student_over_base=0")
+    done = graph.command("run", "--select", "student_onnx", *worse)
+    assert done.returncode == 1
+    assert "not_worse_than_base (MRR@10 on the dev split is not significantly below" in done.stderr
+    assert ran(done.stdout) == []
+    assert re.search(r"✗ student_checkpoint +failed", done.stdout)
+    assert re.search(r"- student_onnx +waits for student_checkpoint", done.stdout)
+
+
+RATE = ("--set", "student.training.learning_rate=5e-5")
+
+
 def test_a_learning_rate_changes_only_its_model_and_what_follows(graph: Graph) -> None:
-    done = graph.command("run", "--set", "student.training.learning_rate=5e-5")
+    done = graph.command("run", *RATE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ran(done.stdout) == [
         "student_checkpoint",
@@ -230,3 +248,16 @@ def test_a_learning_rate_changes_only_its_model_and_what_follows(graph: Graph) -
     assert "student.training.learning_rate: 0.0001 → 5e-05" in compared.stdout
     report = json.loads((graph.lake.read("eval_report", "test") / "report.json").read_text())
     assert len(report["history"]) == 2
+
+
+def test_a_student_that_may_be_below_by_chance_reaches_the_release_decision(graph: Graph) -> None:
+    before = graph.lake.usable("release_decision")
+    figures = graph.lake.usable("student_checkpoint").figures
+    gain = figures["dev/MRR@10"] - figures["dev/base student/MRR@10"] + 0.0005  # a little more than it has
+    done = graph.command("run", *RATE, "--set", f"bounds.student_over_base={gain}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(done.stdout) == ["student_checkpoint"], "trained anew, and the same: what follows stays fresh"
+    (check,) = [one for one in graph.lake.usable("student_checkpoint").checks if one.name == "not_worse_than_base"]
+    assert check.metadata["mrr_at_10"] - check.metadata["base_student"] < check.metadata["bound"]
+    assert check.metadata["p"] > 0.05
+    assert graph.lake.usable("release_decision") == before

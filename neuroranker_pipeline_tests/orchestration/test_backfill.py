@@ -160,6 +160,16 @@ def write_home(home: Path) -> None:
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 
+def end(process: subprocess.Popen) -> None:
+    """A code server may wait for a call that nobody will make again."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     root = tmp_path_factory.mktemp("deployment")
@@ -182,8 +192,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     ):
         for command in (server, daemon):
             process = subprocess.Popen(command, env=environment, cwd=root, stdout=log, stderr=log)
-            stack.callback(process.wait, PATIENCE)
-            stack.callback(process.terminate)
+            stack.callback(end, process)
         until("the code server", socket.exists)
         target = WorkspaceFileTarget([str(root / "workspace.yaml")])
         context = stack.enter_context(WorkspaceProcessContext(instance, target))

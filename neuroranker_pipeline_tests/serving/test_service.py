@@ -297,7 +297,7 @@ def test_environment_sets_key_concurrency_and_deadline(bento: BentoInfo, home: P
         "NEURORANKER_TIMEOUT_SECONDS": "0.1",
         "NEURORANKER_CACHE_MB": "0",
     }
-    long = {"query": QUERY, "texts": [f"{i} " + "word " * 250 for i in range(400)]}
+    long = {"query": QUERY, "texts": [f"{i} " + "word " * 250 for i in range(100)]}
     with serve_bento(bento.tag, home, environment) as address, ThreadPoolExecutor() as pool:
         assert ask(f"{address}/livez")[0] == 200
         assert [ask(f"{address}{path}")[0] for path in ("/info", "/metrics", "/schema.json")] == [401] * 3
