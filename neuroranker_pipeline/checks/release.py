@@ -58,6 +58,7 @@ def _verdict(test: GateTest | None, override: Override | None) -> Verdict:
 
     if test is None:
         return Verdict(True, {"released": "nothing yet"})
+    weak = weak_evidence(test, test.wins + test.losses + test.ties)
     evidence: dict[str, Any] = {
         "against": test.against,
         "difference": round(test.difference, 6),
@@ -65,7 +66,7 @@ def _verdict(test: GateTest | None, override: Override | None) -> Verdict:
         "p": p_number(test.p),
         "wins/losses/ties": f"{test.wins}/{test.losses}/{test.ties}",
         "demanded": test.demand if test.weak else f"{test.demand} {test.bound:+g}",
-        "evidence": weak_evidence(test, test.wins + test.losses + test.ties) or "full",
+        "evidence": f"weak: {weak}" if weak else "full",
     }
     if test.passed or override is None:
         return Verdict(test.passed, evidence)

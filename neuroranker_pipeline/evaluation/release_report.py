@@ -57,8 +57,8 @@ def weak_evidence(test: GateTest, queries: int) -> str:
     if not test.weak:
         return ""
     if test.needed is None:
-        return "weak: no number of queries shows that nothing at all is lost"
-    return f"weak: {queries:,} judged queries, and it takes {test.needed:,} to find a loss of {number(-test.bound)}"
+        return "no number of queries shows that nothing at all is lost"
+    return f"{queries:,} judged queries, and it takes {test.needed:,} to find a loss of {number(-test.bound)}"
 
 
 def _tests(decision: Decision, names: Mapping[str, str], level: str) -> list[str]:
@@ -82,7 +82,7 @@ def _weak_evidence(decision: Decision, names: Mapping[str, str]) -> Iterator[str
     for test in decision.tests:
         if test.weak:
             against = markdown(names.get(test.against, test.against))
-            yield from ("", f"**Weak evidence** against {against}: {weak_evidence(test, decision.queries)[6:]}.")
+            yield from ("", f"**Weak evidence** against {against}: {weak_evidence(test, decision.queries)}.")
 
 
 def _besides(decision: Decision, level: str) -> list[str]:
